@@ -1,0 +1,378 @@
+"""The asyncio agent: a thin shell that drives one node's learner, protocol core and transport.
+
+All time comes from the running loop, all randomness from generators that were given, so the same agent runs in a
+daemon, in a testbed of processes, and by the hundred in virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from gossipfl.compute import Compute, Timed
+from gossipfl.digest import vector_digest
+from gossipfl.errors import TransportClosed
+from gossipfl.gossip import Effect, GossipCore, Mixing, Report, Send
+from gossipfl.robust.base import Attack, AttackView
+from gossipfl.tasks.base import Evaluation, Learner, TrainReport
+from gossipfl.transports.base import LinkEvent, Received, Transport
+
+T = TypeVar("T")
+
+OFFLOAD_PARAMETERS = 1_000_000
+"""From this size on, arithmetic leaves the event loop: below it, the hand-over costs more than it saves."""
+OUTGOING_FRAMES = 256
+"""Frames that may wait for the wire, each of the urgent and the bulk kind; the oldest is dropped and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """One finished round of one node; ``mixing`` is None when an asynchronous node deferred its gossip step."""
+
+    round: int
+    t_s: float
+    training: TrainReport
+    train_s: float
+    train_cpu_s: float | None
+    round_s: float
+    mixing: Mixing | None
+    evaluation: Evaluation | None
+    bytes_sent: int
+    bytes_received: int
+
+
+class Observer(Protocol):
+    """Whoever keeps the records."""
+
+    def on_round(self, report: RoundReport) -> None:
+        """Take note of a finished round."""
+
+    def on_event(self, t_s: float, report: Report) -> None:
+        """Take note of something that happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model."""
+
+    local_steps: int
+    rounds: int | None
+    evaluates: Callable[[int], bool]
+    mode: str = "sync"
+    join_timeout_s: float = 30.0
+    drain_s: float = 10.0
+    personalise_steps: int = 0
+
+
+@dataclass(slots=True)
+class Liar:
+    """What makes an agent Byzantine: it speaks the protocol correctly and lies in its numbers."""
+
+    attack: Attack
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """How an agent ended; ``personalised`` is its model after a few more local steps, measured but not kept."""
+
+    rounds: int
+    digest: bytes
+    evaluation: Evaluation | None
+    personalised: Evaluation | None
+    dropped: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """Frames on their way to the wire: urgent ones first, bulk ones beside them, both bounded."""
+
+    urgent: deque[Send] = field(default_factory=lambda: deque(maxlen=OUTGOING_FRAMES))
+    bulk: deque[Send] = field(default_factory=lambda: deque(maxlen=OUTGOING_FRAMES))
+    has_urgent: asyncio.Event = field(default_factory=asyncio.Event)
+    has_bulk: asyncio.Event = field(default_factory=asyncio.Event)
+    dropped: int = 0
+    busy: int = 0
+
+    def put(self, send: Send) -> None:
+        queue, signal = (self.bulk, self.has_bulk) if send.bulk else (self.urgent, self.has_urgent)
+        self.dropped += len(queue) == OUTGOING_FRAMES
+        queue.append(send)
+        signal.set()
+
+    @property
+    def idle(self) -> bool:
+        return not (self.urgent or self.bulk or self.busy)
+
+
+class Agent:
+    """One node at work.
+
+    Args:
+        core: The node's protocol core.
+        learner: Its model and data.
+        transport: Its way to the neighbours; the agent starts and closes it.
+        compute: Where its arithmetic runs; the agent closes it.
+        options: How it works.
+        observer: Who keeps its records.
+        liar: Makes it Byzantine.
+    """
+
+    def __init__(
+        self,
+        core: GossipCore,
+        learner: Learner,
+        transport: Transport,
+        compute: Compute,
+        options: AgentOptions,
+        observer: Observer,
+        liar: Liar | None = None,
+    ) -> None:
+        self.core = core
+        self.learner = learner
+        self.transport = transport
+        self._compute = compute
+        self._options = options
+        self._observer = observer
+        self._liar = liar if liar is not None and not liar.attack.poisons_data else None
+        self._outgoing = _Outgoing()
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._core_lock = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._offload = learner.layout.size >= OFFLOAD_PARAMETERS
+        self._began_at = 0.0
+        self._evaluation: Evaluation | None = None
+
+    # ------------------------------------------------------------------------------------------ life
+
+    async def run(self) -> AgentResult:
+        """Join, train and gossip for the given rounds (or until ``stop``), drain, say good-bye."""
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        try:
+            await self.transport.start()
+            async with asyncio.TaskGroup() as tasks:
+                background = [
+                    tasks.create_task(self._receive(), name="agent.receive"),
+                    tasks.create_task(self._watch_link(), name="agent.link"),
+                    tasks.create_task(self._send(bulk=False), name="agent.send"),
+                    tasks.create_task(self._send(bulk=True), name="agent.send-bulk"),
+                ]
+                await self._join()
+                await self._rounds()
+                personalised = await self._personalise()
+                await self._drain()
+                for task in background:
+                    task.cancel()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            await self.transport.close()
+            self._compute.close()
+        return AgentResult(
+            rounds=self.core.round,
+            digest=vector_digest(self.learner.vector.cpu()),
+            evaluation=self._evaluation,
+            personalised=personalised,
+            dropped=dict(self.core.exchange.post.dropped),
+        )
+
+    def stop(self) -> None:
+        """End after the current round: drain, say good-bye, return from ``run``."""
+        self._stopping.set()
+        self._changed.set()
+
+    async def _join(self) -> None:
+        self._perform(self.core.start(self._loop.time()))
+        if not await self._until(lambda: self.core.all_joined, self._options.join_timeout_s):
+            silent = [peer for peer, other in self.core.followed.items() if not other.joined]
+            self._report(Report("join_timeout", None, {"silent": silent}))
+
+    async def _drain(self) -> None:
+        """Serve those who are not done yet, for a bounded time, then leave."""
+        self._perform(self.core.drain(self._loop.time()))
+        await self._until(self.core.settled, self._options.drain_s, even_when_stopping=True)
+        self._perform(self.core.stop(self._loop.time(), "done"))
+        await self._until(lambda: self._outgoing.idle, self._options.drain_s, even_when_stopping=True)
+
+    # ------------------------------------------------------------------------------------------ rounds
+
+    async def _rounds(self) -> None:
+        limit = self._options.rounds
+        while not self._stopping.is_set() and (limit is None or self.core.round < limit):
+            await self._round()
+
+    async def _round(self) -> None:
+        began, round_ = self._loop.time(), self.core.round
+        counters = self.transport.counters
+        sent, received = counters.bytes_sent, counters.bytes_received
+        trained = await self._train(self._options.local_steps)
+        self._check_finite()
+        mixing = await self._gossip()
+        evaluation = await self._evaluate() if self._options.evaluates(round_) else None
+        now = self._loop.time()
+        self._observer.on_round(
+            RoundReport(
+                round=round_,
+                t_s=now - self._began_at,
+                training=trained.value,
+                train_s=trained.wall_s,
+                train_cpu_s=trained.cpu_s,
+                round_s=now - began,
+                mixing=mixing,
+                evaluation=evaluation,
+                bytes_sent=counters.bytes_sent - sent,
+                bytes_received=counters.bytes_received - received,
+            )
+        )
+
+    async def _gossip(self) -> Mixing | None:
+        core, vector = self.core, self.learner.vector
+        if self._options.mode == "async" and not core.may_publish(self._loop.time()):
+            core.skip()
+            return None
+        lie = self._lie()
+        target = vector if lie is None else lie
+        self._perform(await self._on_core(lambda: core.publish(target, self._loop.time())))
+        await self._until(lambda: core.ready(self._loop.time()))
+        if not core.ready(self._loop.time()):  # asked to stop while waiting
+            core.skip()
+            return None
+        mixing, effects = await self._on_core(lambda: core.mix(vector, self._loop.time(), lied=lie is not None))
+        self._perform(effects)
+        return mixing
+
+    def _lie(self) -> Tensor | None:
+        if self._liar is None:
+            return None
+        view = AttackView(
+            own=self.learner.vector.cpu(),
+            replicas=[other.vector for other in self.core.followed.values() if other.vector is not None],
+            round=self.core.round,
+            generator=self._liar.generator,
+        )
+        return self._liar.attack.lie(view)
+
+    async def _train(self, steps: int) -> Timed[TrainReport]:
+        return await self._compute.train(lambda: self.learner.train(steps))
+
+    async def _evaluate(self) -> Evaluation:
+        self._evaluation = (await self._compute.train(self.learner.evaluate)).value
+        return self._evaluation
+
+    def _check_finite(self) -> None:
+        """A model that training made NaN or infinite goes back to what was last published, and is reported."""
+        if not bool(torch.isfinite(torch.linalg.vector_norm(self.learner.vector))):
+            self.learner.vector.copy_(self.core.exchange.own.vector)
+            self._report(Report("divergence", None, {"round": self.core.round}))
+
+    async def _personalise(self) -> Evaluation | None:
+        if not self._options.personalise_steps:
+            return None
+        kept = self.learner.vector.clone()
+        shared = self._evaluation
+        await self._train(self._options.personalise_steps)
+        personalised = await self._evaluate()
+        self.learner.vector.copy_(kept)
+        self._evaluation = shared
+        return personalised
+
+    # ------------------------------------------------------------------------------------------ the core's shell
+
+    async def _on_core(self, work: Callable[[], T]) -> T:
+        """Run work on the core: at once for small models, in the other thread for large ones."""
+        if not self._offload:
+            return work()
+        async with self._core_lock:
+            return await self._compute.arithmetic(work)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._outgoing.put(effect)
+            else:
+                self._report(effect)
+        self._arm()
+        self._changed.set()
+
+    def _report(self, report: Report) -> None:
+        self._observer.on_event(self._loop.time() - self._began_at, report)
+
+    def _arm(self) -> None:
+        """Make sure that the timer rings no later than the core's next wake-up; it may ring too early."""
+        at = max(self.core.next_wakeup(), self._loop.time() + 1e-3)
+        if self._timer is not None:
+            if self._timer.when() <= at and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        if at < float("inf"):
+            self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._core_lock.locked():
+            self._timer = self._loop.call_later(0.01, self._tick)
+            return
+        self._perform(self.core.tick(self._loop.time()))
+
+    async def _until(
+        self, condition: Callable[[], bool], limit_s: float | None = None, *, even_when_stopping: bool = False
+    ) -> bool:
+        """Wait until the condition holds; False when the time is over or the agent was told to stop first."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while not condition():
+                    if self._stopping.is_set() and not even_when_stopping:
+                        return False
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return condition()
+        return True
+
+    # ------------------------------------------------------------------------------------------ background tasks
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                received = await self.transport.receive()
+            except TransportClosed:
+                return
+            self._perform(await self._on_core(lambda: self._take(received)))  # noqa: B023 - awaited before the next
+
+    def _take(self, received: Received) -> list[Effect]:
+        return self.core.receive(received.frame, self._loop.time())
+
+    async def _watch_link(self) -> None:
+        while True:
+            try:
+                event: LinkEvent = await self.transport.events()
+            except TransportClosed:
+                return
+            self._report(Report(f"link-{event.state}", event.peer, {"detail": event.detail}))
+            if event.peer is None:
+                self._perform(self.core.link(event.state == "up", self._loop.time()))
+
+    async def _send(self, *, bulk: bool) -> None:
+        outgoing = self._outgoing
+        queue, signal = (outgoing.bulk, outgoing.has_bulk) if bulk else (outgoing.urgent, outgoing.has_urgent)
+        while True:
+            while not queue:
+                signal.clear()
+                self._changed.set()
+                await signal.wait()
+            send = queue.popleft()
+            outgoing.busy += 1
+            try:
+                await self.transport.send(send.recipients, send.frame)
+            except TransportClosed:
+                return
+            finally:
+                outgoing.busy -= 1

@@ -1,0 +1,84 @@
+"""A finished run's summary, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_outcome(summary: Mapping[str, Any], out: Path, page: Path | None, file: TextIO) -> None:
+    """Print the summary to ``file``, with the places of the records and the report page."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for title, text in outcome_lines(summary):
+        table.add_row(title, text)
+    table.add_row("records", str(out))
+    if page is not None:
+        table.add_row("report", str(page))
+    Console(file=file, highlight=False, markup=False).print(table)
+
+
+def outcome_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a summary as pairs of title and text; what the run cannot know is left out."""
+    lines = [("run", _title(summary))]
+    for key, digits in (("accuracy", 3), ("loss", 4)):
+        spread = summary.get(key)
+        if spread:
+            span = f"{spread['min']:.{digits}f} to {spread['max']:.{digits}f}"
+            lines.append((f"test {key}", f"{spread['mean']:.{digits}f}  ({span} over honest nodes)"))
+    for name, spread in (summary.get("metrics") or {}).items():
+        if spread:
+            lines.append((name, f"{spread['mean']:.4f}  ({spread['min']:.4f} to {spread['max']:.4f})"))
+    lines.append(("rounds", _rounds(summary)))
+    verdicts = summary.get("filter")
+    if verdicts:
+        lines.append(("filter", _filter(verdicts)))
+    sent = summary.get("bytes_sent_per_node_per_round")
+    if sent is not None:
+        lines.append(("traffic", f"{quantity(sent, 'B')} sent per node and round"))
+    if summary.get("peak_rss_bytes") is not None:
+        lines.append(("memory", f"{quantity(summary['peak_rss_bytes'], 'B')} in all processes at the peak"))
+    counts = summary.get("fault_counts") or {}
+    if counts:
+        lines.append(("faults", ", ".join(f"{count} {name}" for name, count in counts.items())))
+    return lines
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a quantity with a decimal prefix: ``quantity(814_600, "B")`` is ``815 kB``."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} T{unit}"
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    topology = summary["topology"]
+    attackers = len(summary["byzantine"])
+    against = f" against {summary['attack']}" if summary["attack"] else ""
+    nodes = f"{summary['nodes']} nodes" + (f" ({attackers} Byzantine)" if attackers else "")
+    return f"{summary['task']}, {summary['rule']}{against}, {nodes} on {topology['name']}, {summary['mode']}"
+
+
+def _rounds(summary: Mapping[str, Any]) -> str:
+    done = f"{summary['rounds_done']} of {summary['rounds']}"
+    if summary["wall_s"] is None:
+        return done
+    times = [f"{summary[key]:.3g} s {words}" for key, words in _TIMES if summary.get(key) is not None]
+    return f"{done} in {summary['wall_s']:.1f} s" + (f"  ({', '.join(times)})" if times else "")
+
+
+_TIMES = (("startup_s", "to the first"), ("round_s_median", "a round"), ("train_s_median", "of it training"))
+
+
+def _filter(verdicts: Mapping[str, int]) -> str:
+    honest = f"honest: {verdicts['honest_accepted']} accepted, {verdicts['honest_rejected']} rejected"
+    if not verdicts["byzantine_accepted"] + verdicts["byzantine_rejected"]:
+        return honest
+    return f"{honest};  Byzantine: {verdicts['byzantine_accepted']} accepted, {verdicts['byzantine_rejected']} rejected"

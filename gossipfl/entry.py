@@ -1,0 +1,57 @@
+"""How a command line of this project ends: exit codes, and one line on stderr for a person's mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from gossipfl.errors import GossipflError, TransportUnavailable, UsageError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+# typer carries its own copy of click in some versions and imports click in others; both name the base class so.
+_ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a typer ``app`` under the program's ``name`` and exit.
+
+    A mistake in usage, settings or input is one line and exit code 2, another expected failure one line and
+    1, an interrupt 130. Anything else is a defect of the program and keeps its traceback.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name=name, standalone_mode=False)
+    except (UsageError, TransportUnavailable) as error:
+        _complain(name, str(error))
+        sys.exit(EXIT_USAGE)
+    except GossipflError as error:
+        _complain(name, str(error))
+        sys.exit(EXIT_FAILURE)
+    except _ClickException as error:
+        _complain(name, _usage_line(error))
+        sys.exit(EXIT_USAGE)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does. Nothing more can be said, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(name: str, message: str) -> None:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+
+
+def _usage_line(error: Exception) -> str:
+    message = str(error.format_message())  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else ""
+    return f"{message.rstrip('.')}; see {path} --help" if path else message

@@ -1,0 +1,7 @@
+"""The protocol core: a state machine without input, output or clock."""
+
+from gossipfl.gossip.core import GossipCore, Mixing, Phase
+from gossipfl.gossip.effects import Effect, Report, Send
+from gossipfl.gossip.settings import GossipSettings, Party
+
+__all__ = ["Effect", "GossipCore", "GossipSettings", "Mixing", "Party", "Phase", "Report", "Send"]

@@ -1,0 +1,290 @@
+"""Rounds: train, publish, wait (or not), mix. The state machine that an agent, a daemon and a test all drive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from gossipfl.codec import Codec
+from gossipfl.gossip.effects import Effect, Report
+from gossipfl.gossip.exchange import INFINITY, Exchange
+from gossipfl.gossip.replica import Followed
+from gossipfl.gossip.settings import GossipSettings, Party
+from gossipfl.identity import PeerId
+from gossipfl.messages import Buffer, Bye, Kind
+from gossipfl.robust.base import MixContext, Rule, Verdict
+
+
+class Phase(Enum):
+    """Where in its round a node is."""
+
+    TRAINING = "training"
+    WAITING = "waiting"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """What one gossip step did: a verdict and a staleness (in rounds) per neighbour used, and who was missed."""
+
+    round: int
+    verdicts: Mapping[PeerId, Verdict]
+    staleness: Mapping[PeerId, int]
+    missed: tuple[PeerId, ...]
+
+
+@dataclass(slots=True)
+class _Clockwork:
+    """Times of the current round."""
+
+    deadline: float = INFINITY
+    nudge_at: float = INFINITY
+    published: dict[int, float] = field(default_factory=dict)
+
+
+class GossipCore:
+    """The protocol of one node: no input or output, no clock, no randomness of its own.
+
+    The shell calls, in this order and for each round, ``publish`` (the model has been trained), then, once ``ready``,
+    ``mix``; in between ``receive`` for each frame and ``tick`` when ``next_wakeup`` is reached. Every call takes the
+    time ``now`` in seconds and returns effects, to be carried out in order.
+
+    One gossip step of node i with public replicas x̂ and rule R:
+
+        x̂_i <- x̂_i + C(x_i - x̂_i);   x_i <- x_i + R(x̂_i, {x̂_j}) - x̂_i
+
+    With a lossless codec that is x_i <- R(x_i, {x_j}); a lossy one leaves its error in x_i - x̂_i.
+
+    Args:
+        party: Who this node is and whom it follows.
+        layout: Digest of the model's layout; neighbours with another one are refused.
+        initial: The common initial model, shape (d,).
+        rule: What filters and averages; codec: what makes deltas small.
+        horizon: Number of rounds T where it is known.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        layout: bytes,
+        initial: Tensor,
+        rule: Rule,
+        codec: Codec,
+        settings: GossipSettings,
+        horizon: int | None = None,
+    ) -> None:
+        self.exchange = Exchange(party, layout, initial, codec, settings)
+        self.phase = Phase.TRAINING
+        self.round = 0
+        self._rule = rule
+        self._codec = codec
+        self._settings = settings
+        self._horizon = horizon
+        self._times = _Clockwork()
+        self._mixed = torch.empty_like(self.exchange.own.vector)
+
+    @property
+    def followed(self) -> Mapping[PeerId, Followed]:
+        """The neighbours, in the order in which rules see them."""
+        return self.exchange.followed
+
+    @property
+    def all_joined(self) -> bool:
+        """Whether every neighbour has been heard from (or refused)."""
+        return all(other.joined for other in self.followed.values())
+
+    # ------------------------------------------------------------------------------------------ inputs
+
+    def start(self, now: float) -> list[Effect]:
+        """Greet the neighbours."""
+        for other in self.followed.values():
+            other.times.heard = now
+        return self.exchange.heartbeat(now)
+
+    def receive(self, frame: Buffer, now: float) -> list[Effect]:
+        """Take one frame from the wire, whatever it holds."""
+        opened, effects = self.exchange.post.open(frame, now)
+        for message in opened:
+            other = self.followed[message.peer]
+            before = other.claimed
+            effects += self.exchange.hear(message, now)
+            if message.kind == Kind.DELTA and other.claimed > before:
+                self._note_lateness(other, now)
+        return effects
+
+    def _note_lateness(self, other: Followed, now: float) -> None:
+        newest = other.waiting.get(other.claimed)
+        round_ = newest.round if newest is not None else other.round
+        if round_ >= self.round and self.phase is Phase.TRAINING:
+            other.lateness.add(0.0)
+        elif round_ in self._times.published:
+            other.lateness.add(now - self._times.published[round_])
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due at this time."""
+        effects = self.exchange.tick(now)
+        if self.phase is Phase.WAITING and now >= self._times.nudge_at:
+            self._times.nudge_at = now + self._settings.nudge_s
+            for peer, other in self.followed.items():
+                if other.alive and not other.arrived(self.round):
+                    effects += self.exchange.ask(peer, now)
+        return effects
+
+    def link(self, up: bool, now: float) -> list[Effect]:
+        """Take note that this node's own link went down or came back."""
+        return self.exchange.link(up, now)
+
+    def next_wakeup(self) -> float:
+        """Return when ``tick`` or ``ready`` may have something new to say."""
+        wake = self.exchange.next_wakeup()
+        if self.phase is Phase.WAITING:
+            wake = min(wake, self._hold_until(), self._times.nudge_at)
+        return wake
+
+    # ------------------------------------------------------------------------------------------ the round
+
+    def may_publish(self, now: float) -> bool:
+        """Tell whether every live neighbour has credit, or has been without for longer than our patience."""
+        free = True
+        for other in self.followed.values():
+            if not other.alive or self._has_credit(other):
+                other.times.blocked_since = INFINITY
+                continue
+            other.times.blocked_since = min(other.times.blocked_since, now)
+            free = free and now >= other.times.blocked_since + self._settings.patience_s
+        return free
+
+    def _has_credit(self, other: Followed) -> bool:
+        return self.exchange.own.version - other.acked < self._settings.window
+
+    def publish(self, model: Tensor, now: float) -> list[Effect]:
+        """Publish the trained model (or, from a Byzantine node, its lie), shape (d,), and begin to wait."""
+        recipients = tuple(
+            peer
+            for peer, other in self.followed.items()
+            if other.speaks and not other.left and (other.lost or self._has_credit(other))
+        )
+        target = model if model.device.type == "cpu" else model.cpu()
+        effects = self.exchange.publish(target, self._codec, recipients, now)
+        self.phase = Phase.WAITING
+        self._times.published[self.round] = now
+        self._times.published.pop(self.round - 16, None)
+        if self._settings.mode == "sync":
+            self._begin_waiting(now)
+            self.exchange.open_round = self.round
+            for peer in self.followed:
+                effects += self.exchange.drain(peer, now)
+        return effects
+
+    def _begin_waiting(self, now: float) -> None:
+        settings = self._settings
+        waits = [
+            other.lateness.wait_s(settings.deadline_min_s, settings.deadline_s)
+            for other in self.followed.values()
+            if other.alive
+        ]
+        self._times.deadline = now + max(waits, default=0.0)
+        self._times.nudge_at = now + settings.nudge_s
+
+    def _hold_until(self) -> float:
+        down_since = self.exchange.link_down_since
+        held = down_since + self._settings.outage_s if down_since is not None else -INFINITY
+        return max(self._times.deadline, held)
+
+    def ready(self, now: float) -> bool:
+        """Tell whether ``mix`` may be called: at once in async mode; else when all live neighbours are here or late."""
+        if self.phase is not Phase.WAITING:
+            return False
+        if self._settings.mode == "async" or now >= self._hold_until():
+            return True
+        if self.exchange.link_down_since is not None:
+            return False
+        return all(other.arrived(self.round) for other in self.followed.values() if other.alive)
+
+    def mix(self, model: Tensor, now: float, *, lied: bool = False) -> tuple[Mixing, list[Effect]]:
+        """Filter and average the neighbours' replicas into ``model`` (d,), in place, and begin the next round.
+
+        A node that ``lied`` mixes around its own model, since its replica is not its model.
+        """
+        effects: list[Effect] = []
+        chosen: dict[PeerId, Followed] = {}
+        staleness: dict[PeerId, int] = {}
+        missed = []
+        for peer, other in self.followed.items():
+            stale = self._staleness(peer, other, now, effects)
+            if stale is None:
+                if other.alive:
+                    missed.append(peer)
+                continue
+            chosen[peer] = other
+            staleness[peer] = stale
+        verdicts = self._apply_rule(model, chosen, staleness, lied)
+        mixing = Mixing(self.round, dict(zip(chosen, verdicts, strict=True)), staleness, tuple(missed))
+        effects += [Report("miss", peer, {"round": self.round}) for peer in missed]
+        self._begin_round()
+        return mixing, effects
+
+    def _staleness(self, peer: PeerId, other: Followed, now: float, effects: list[Effect]) -> int | None:
+        """Return how old the replica is that this round may use, in rounds, or None if it may use none."""
+        if self._settings.mode == "async":
+            stale = self.round - other.moved_at
+            return stale if other.usable and stale <= self._settings.max_staleness else None
+        if other.arrived(self.round) and other.round < self.round:  # the neighbour has skipped this round
+            successor = other.waiting[other.version + 1]
+            self.exchange.open_round = successor.round
+            effects += self.exchange.drain(peer, now)
+            self.exchange.open_round = self.round
+        return 0 if other.usable and other.round >= self.round else None
+
+    def _apply_rule(
+        self, model: Tensor, chosen: Mapping[PeerId, Followed], staleness: Mapping[PeerId, int], lied: bool
+    ) -> tuple[Verdict, ...]:
+        exponent = self._settings.staleness_exponent
+        context = MixContext(
+            weights=[other.weight for other in chosen.values()],
+            freshness=[(1.0 + stale) ** -exponent for stale in staleness.values()],
+            round=self.round,
+            horizon=self._horizon,
+        )
+        received = [other.vector for other in chosen.values() if other.vector is not None]
+        public = self.exchange.own.vector
+        own = model.cpu() if lied else public
+        aggregate = self._rule(own, received, context, out=self._mixed)
+        step = torch.sub(aggregate.vector, own, out=self._mixed)
+        model.add_(step if model.device.type == "cpu" else step.to(model.device))
+        return aggregate.verdicts
+
+    def skip(self) -> None:
+        """Go on to the next round without a gossip step (an asynchronous node without credit)."""
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        if self._settings.mode == "sync":
+            self.exchange.open_round = self.round
+        self.round += 1
+        self.exchange.own_round = self.round
+        self.phase = Phase.TRAINING
+
+    # ------------------------------------------------------------------------------------------ the end
+
+    def drain(self, now: float) -> list[Effect]:
+        """Begin to leave: acknowledge everything at once, from now on, so that others can settle too."""
+        self.exchange.open_round = INFINITY
+        effects = [effect for peer in self.followed for effect in self.exchange.drain(peer, now)]
+        self.exchange.ack_delay_s = 0.0
+        return effects + self.exchange.heartbeat(now)
+
+    def settled(self) -> bool:
+        """Tell whether every live neighbour has acknowledged the newest update and owes this node none."""
+        version = self.exchange.own.version
+        return all(other.acked >= version and not other.behind for other in self.followed.values() if other.alive)
+
+    def stop(self, now: float, reason: str = "") -> list[Effect]:
+        """Say good-bye."""
+        self.phase = Phase.STOPPED
+        speaking = [peer for peer, other in self.followed.items() if other.speaks]
+        return self.exchange.post.send(Kind.BYE, Bye(reason), speaking)

@@ -1,0 +1,298 @@
+"""Keeping replicas in step with every neighbour: handshake, updates, acknowledgements, heartbeats, resync."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gossipfl.codec import Codec, codec_by_wire_id
+from gossipfl.errors import CodecError
+from gossipfl.gossip.effects import Effect, Report, Send
+from gossipfl.gossip.post import Opened, Post, Sealed
+from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
+from gossipfl.gossip.settings import GossipSettings, Party
+from gossipfl.identity import PeerId
+from gossipfl.messages import Bye, Hello, Kind, Request, Status, Update
+
+INFINITY = float("inf")
+
+
+class Exchange:
+    """The replicas this node publishes and follows, and the messages that keep them equal to their owners'.
+
+    ``open_round`` is the newest round whose updates are applied on arrival; later ones wait for their turn, so that
+    a synchronous node never mixes a neighbour's future. ``own_round`` is this node's round.
+    """
+
+    def __init__(self, party: Party, layout: bytes, initial: Tensor, codec: Codec, settings: GossipSettings) -> None:
+        self.own = PublicReplica(initial)
+        self.followed = {peer: Followed(weight, self.own.vector.clone()) for peer, weight in party.weights.items()}
+        size = self.own.vector.numel()
+        self.post = Post(party, max(codec.max_bytes(size), KEYFRAME_CODEC.max_bytes(size)) + 64 * 1024)
+        self.open_round: float = INFINITY if settings.mode == "async" else -1
+        self.own_round = 0
+        self._party = party
+        self._layout = layout
+        self._settings = settings
+        self._codecs: dict[int, Codec] = {}
+        self._latest: Sealed | None = None
+        self._beat_at = 0.0
+        self.ack_delay_s = settings.ack_delay_s
+        self.link_down_since: float | None = None
+
+    # ------------------------------------------------------------------------------------------ speaking
+
+    def hello(self, peers: list[PeerId], now: float, *, reply: bool = False) -> list[Effect]:
+        """Introduce this node to some neighbours."""
+        for peer in peers:
+            self.followed[peer].times.greeted = now
+        own = self.own
+        body = Hello(self._layout, own.initial_digest, own.version, own.round, own.digest, reply)
+        return self.post.send(Kind.HELLO, body, peers)
+
+    def publish(self, target: Tensor, codec: Codec, recipients: tuple[PeerId, ...], now: float) -> list[Effect]:
+        """Move the public replica towards ``target`` and send the delta."""
+        payload = self.own.advance(target, codec, self.own_round)
+        body = Update(
+            round=self.own_round,
+            version=self.own.version,
+            digest=self.own.digest,
+            codec=codec.wire_id,
+            payload=memoryview(payload),
+            acks=self._acks(),
+        )
+        self._latest = self.post.seal(Kind.DELTA, body)
+        self._beat_at = now + self._settings.heartbeat_s
+        return [Send(recipients, self._latest.frame)] if recipients else []
+
+    def _acks(self) -> dict[bytes, tuple[int, int]]:
+        members = self._party.membership.members
+        acks = {}
+        for peer, other in self.followed.items():
+            if other.speaks:
+                acks[members[peer].public_key] = (other.incarnation, other.received)
+                other.times.ack_due = INFINITY
+        return acks
+
+    def heartbeat(self, now: float) -> list[Effect]:
+        """Tell every neighbour where this node stands; introduce it to those that do not know it yet."""
+        self._beat_at = now + self._settings.heartbeat_s
+        unknown = [peer for peer, other in self.followed.items() if not other.joined]
+        speaking = [peer for peer, other in self.followed.items() if other.speaks]
+        effects = self.hello(unknown, now)
+        own = self.own
+        return effects + self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, self._acks()), speaking)
+
+    def ask(self, peer: PeerId, now: float) -> list[Effect]:
+        """Ask a neighbour for what it has that this node does not hold, at a limited rate."""
+        other, settings = self.followed[peer], self._settings
+        times = other.times
+        if now < times.asked + times.ask_gap:
+            return []
+        times.asked = now
+        times.ask_gap = min(max(2 * times.ask_gap, settings.resync_s), settings.resync_max_s)
+        have = None if other.vector is None else other.received
+        effects: list[Effect] = [Report("resync", peer, {"have": have, "claimed": other.claimed})]
+        return effects + self.post.send(Kind.REQUEST, Request(have), (peer,))
+
+    # ------------------------------------------------------------------------------------------ hearing
+
+    def hear(self, message: Opened, now: float) -> list[Effect]:
+        """Act on one authenticated message."""
+        peer, body = message.peer, message.body
+        other = self.followed[peer]
+        effects: list[Effect] = []
+        other.times.heard = now
+        if other.lost:
+            other.lost = False
+            effects.append(Report("neighbour_back", peer))
+        if message.incarnation > other.incarnation:
+            if other.incarnation >= 0:
+                effects.append(Report("neighbour_restarted", peer, {"incarnation": message.incarnation}))
+            other.restart(message.incarnation)
+        match body:
+            case Hello():
+                effects += self._hear_hello(peer, other, body, now)
+            case Bye():
+                if not other.left:
+                    other.left = True
+                    effects.append(Report("neighbour_left", peer, {"reason": body.reason}))
+            case _ if not other.speaks:
+                if not other.joined and now >= other.times.greeted + self._settings.resync_s:
+                    effects += self.hello([peer], now)
+            case Update():
+                other.left = False
+                self._hear_acks(other, body.acks)
+                if message.kind == Kind.DELTA:
+                    effects += self._hear_delta(peer, other, body, now)
+                else:
+                    effects += self._hear_keyframe(peer, other, body, now)
+            case Status():
+                self._hear_acks(other, body.acks)
+                effects += self._hear_status(peer, other, body, now)
+            case Request():
+                effects += self._answer(peer, other, body, now)
+            case _:
+                pass
+        return effects
+
+    def _hear_hello(self, peer: PeerId, other: Followed, hello: Hello, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if not hello.reply and now >= other.times.greeted + self._settings.resync_s / 4:
+            effects += self.hello([peer], now, reply=True)
+        if hello.layout != self._layout:
+            if other.refused is None:
+                fields = {"reason": "layout", "theirs": hello.layout.hex(), "ours": self._layout.hex()}
+                effects.append(Report("neighbour_refused", peer, fields))
+            other.joined, other.refused = True, "layout"
+            return effects
+        other.claimed = max(other.claimed, hello.version)
+        if other.joined:
+            return effects
+        other.joined, other.left = True, False
+        if hello.initial != self.own.initial_digest and other.version == 0:
+            other.vector = None
+            effects.append(Report("initial_model_differs", peer))
+        effects.append(Report("neighbour_joined", peer, {"round": hello.round, "version": hello.version}))
+        return effects + self._mend(peer, other, now)
+
+    def _hear_acks(self, other: Followed, acks: object) -> None:
+        assert isinstance(acks, dict)
+        mine = acks.get(self._party.identity.public_key)
+        if mine is not None and mine[0] == self._party.incarnation:
+            other.acked = max(other.acked, min(mine[1], self.own.version))
+
+    def _hear_delta(self, peer: PeerId, other: Followed, update: Update, now: float) -> list[Effect]:
+        other.hold(update)
+        other.times.ack_due = min(other.times.ack_due, now + self.ack_delay_s)
+        return self.drain(peer, now)
+
+    def drain(self, peer: PeerId, now: float) -> list[Effect]:
+        """Apply the updates whose turn it is, in order."""
+        other = self.followed[peer]
+        effects: list[Effect] = []
+        while other.vector is not None:
+            update = other.waiting.get(other.version + 1)
+            if update is None or update.round > self.open_round:
+                break
+            del other.waiting[update.version]
+            codec = self._codec_of(update)
+            try:
+                intact = codec is not None and other.apply(update, codec, self.own_round, self._settings.max_norm)
+            except CodecError as error:
+                other.vector = None
+                effects += self.post.offend(peer, "codec", now)
+                effects.append(Report("update_refused", peer, {"detail": str(error), "version": update.version}))
+                break
+            if codec is None:  # keyframes still come through: every node reads those
+                other.vector = None
+                effects.append(Report("codec_unsupported", peer, {"codec": update.codec}))
+                break
+            if not intact:
+                effects.append(Report("digest_mismatch", peer, {"version": update.version}))
+                break
+            if other.absurd:
+                effects.append(Report("absurd_norm", peer, {"version": update.version}))
+            other.times.ask_gap = 0.0
+        return effects + self._mend(peer, other, now)
+
+    def _codec_of(self, update: Update) -> Codec | None:
+        if update.codec not in self._codecs:
+            try:
+                self._codecs[update.codec] = codec_by_wire_id(update.codec)
+            except CodecError:
+                return None
+        return self._codecs[update.codec]
+
+    def _hear_keyframe(self, peer: PeerId, other: Followed, update: Update, now: float) -> list[Effect]:
+        if not other.behind or update.version < other.version:
+            self.post.dropped["unsolicited-keyframe"] += 1
+            return []
+        try:
+            if update.codec != KEYFRAME_CODEC.wire_id:
+                return self.post.offend(peer, "keyframe-codec", now)
+            if not other.adopt(update, self.own.vector.numel(), self.own_round, self._settings.max_norm):
+                return self.post.offend(peer, "keyframe-digest", now)
+        except CodecError:
+            return self.post.offend(peer, "codec", now)
+        other.times.ask_gap = 0.0
+        other.times.ack_due = min(other.times.ack_due, now + self.ack_delay_s)
+        effects: list[Effect] = [Report("keyframe", peer, {"version": update.version, "round": update.round})]
+        return effects + self.drain(peer, now)
+
+    def _hear_status(self, peer: PeerId, other: Followed, status: Status, now: float) -> list[Effect]:
+        other.left = False
+        other.claimed = max(other.claimed, status.version)
+        same = other.vector is not None and status.version == other.version
+        if same and status.version > 0 and status.digest != other.digest:
+            other.vector = None
+            other.waiting.clear()
+            return [
+                Report("digest_mismatch", peer, {"version": status.version}),
+                *self._mend(peer, other, now),
+            ]
+        return self._mend(peer, other, now)
+
+    def _answer(self, peer: PeerId, other: Followed, request: Request, now: float) -> list[Effect]:
+        own, times = self.own, other.times
+        if request.have == own.version or now < times.served + self._settings.resync_s / 2:
+            return []
+        times.served = now
+        if request.have is not None and request.have == own.version - 1 and self._latest is not None:
+            return [Send((peer,), self._latest.frame)]
+        payload = memoryview(KEYFRAME_CODEC.encode(own.vector).payload)
+        body = Update(own.round, own.version, own.digest, KEYFRAME_CODEC.wire_id, payload)
+        return self.post.send(Kind.KEYFRAME, body, (peer,))
+
+    # ------------------------------------------------------------------------------------------ time
+
+    def _mend(self, peer: PeerId, other: Followed, now: float) -> list[Effect]:
+        """Ask for what is missing, after a moment in which reordered updates may still arrive."""
+        times = other.times
+        if not other.behind:
+            times.behind_since = INFINITY
+            return []
+        times.behind_since = min(times.behind_since, now)
+        if other.vector is not None and now < times.behind_since + self._settings.resync_s / 2:
+            return []
+        return self.ask(peer, now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Do what is due: heartbeats, acknowledgements, repeated requests, and noticing who went silent."""
+        effects = self.post.tick(now)
+        if self.link_down_since is not None:
+            return effects
+        ack_due = any(other.times.ack_due <= now for other in self.followed.values())
+        if now >= self._beat_at or ack_due:
+            effects += self.heartbeat(now)
+        for peer, other in self.followed.items():
+            effects += self._mend(peer, other, now)
+            if other.alive and now >= other.times.heard + self._settings.liveness_s:
+                other.lost = True
+                effects.append(Report("neighbour_lost", peer, {"silent_s": now - other.times.heard}))
+        return effects
+
+    def next_wakeup(self) -> float:
+        """Return when ``tick`` is due next."""
+        if self.link_down_since is not None:
+            return self.post.next_wakeup()
+        times = [self._beat_at, self.post.next_wakeup()]
+        for other in self.followed.values():
+            times.append(other.times.ack_due)
+            if other.behind:
+                grace = other.times.behind_since + self._settings.resync_s / 2
+                times.append(max(other.times.asked + other.times.ask_gap, grace if other.vector is not None else 0))
+            if other.alive:
+                times.append(other.times.heard + self._settings.liveness_s)
+        return min(times)
+
+    def link(self, up: bool, now: float) -> list[Effect]:
+        """Take note that this node's own link went down or came back; after an outage everyone is greeted anew."""
+        if not up:
+            self.link_down_since = now if self.link_down_since is None else self.link_down_since
+            return []
+        if self.link_down_since is None:
+            return []
+        self.link_down_since = None
+        for other in self.followed.values():
+            other.times.heard = now
+        return self.heartbeat(now)

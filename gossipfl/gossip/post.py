@@ -1,0 +1,256 @@
+"""The post room: numbers, signs and frames what goes out; checks, in order of cost, what comes in.
+
+Nothing that arrives changes any state but a counter until its signature has been verified. Offences counted against a
+peer are only ever those that its own key has signed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gossipfl.errors import MessageError
+from gossipfl.gossip.chunks import MAX_STALLS, STALL_S, Assembly, Outbox
+from gossipfl.gossip.effects import Effect, Report, Send
+from gossipfl.gossip.settings import Party
+from gossipfl.gossip.window import ReplayWindow
+from gossipfl.identity import PeerId, Verifier
+from gossipfl.messages import (
+    Body,
+    Buffer,
+    Chunk,
+    Envelope,
+    Grant,
+    Header,
+    Kind,
+    chunk_digests,
+    decode_body,
+    encode_body,
+    frame_message,
+    parse_frame,
+    signing_input,
+    travels_inline,
+)
+
+OFFENCES_FORGIVEN = 3
+MUTE_FIRST_S = 1.0
+MUTE_MAX_S = 3600.0
+ASSEMBLIES_PER_PEER = 2
+SMALL_BODY_BYTES = 64 * 1024
+"""Largest body of any kind but updates."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """One authenticated message."""
+
+    peer: PeerId
+    kind: int
+    incarnation: int
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A message ready to be sent any number of times."""
+
+    header: Header
+    frame: bytes
+
+
+@dataclass(slots=True)
+class Channel:
+    """What the post room remembers of one peer."""
+
+    verifier: Verifier
+    window: ReplayWindow = field(default_factory=ReplayWindow)
+    assemblies: dict[tuple[int, int], Assembly] = field(default_factory=dict)
+    offences: int = 0
+    mutes: int = 0
+    muted_until: float = float("-inf")
+
+
+class Post:
+    """Seals and opens messages for one node.
+
+    ``max_body_bytes`` bounds an update: what the model's own layout can need, and no more.
+    """
+
+    def __init__(self, party: Party, max_body_bytes: int) -> None:
+        self._party = party
+        self._max_body_bytes = max_body_bytes
+        self._sequence = 0
+        self._outbox = Outbox()
+        self.channels = {peer: Channel(Verifier(party.membership.members[peer].public_key)) for peer in party.weights}
+        self.dropped: Counter[str] = Counter()
+
+    # ------------------------------------------------------------------------------------------ out
+
+    def seal(self, kind: Kind, body: Body, recipient: PeerId | None = None) -> Sealed:
+        """Number, sign and frame a body, for one recipient or for every follower; large ones are kept to be fetched."""
+        encoded = encode_body(body)
+        self._sequence += 1
+        members = self._party.membership.members
+        header = Header(
+            federation=self._party.membership.federation_id,
+            sender=self._party.identity.public_key,
+            recipient=members[recipient].public_key if recipient is not None else b"",
+            incarnation=self._party.incarnation,
+            sequence=self._sequence,
+            body_bytes=len(encoded),
+            digests=chunk_digests(encoded),
+        )
+        signed = signing_input(kind, header.pack())
+        if not travels_inline(len(encoded)):
+            self._outbox.keep(header, encoded)
+        return Sealed(header, frame_message(signed, self._party.identity.sign(signed), encoded))
+
+    def send(self, kind: Kind, body: Body, recipients: Iterable[PeerId]) -> list[Effect]:
+        """Seal and send; a message to one recipient is addressed to it alone."""
+        to = tuple(recipients)
+        if not to:
+            return []
+        sealed = self.seal(kind, body, to[0] if len(to) == 1 else None)
+        return [Send(to, sealed.frame)]
+
+    # ------------------------------------------------------------------------------------------ in
+
+    def open(self, frame: Buffer, now: float) -> tuple[list[Opened], list[Effect]]:
+        """Return the messages that this frame completes (at most one) and what to send or report because of it."""
+        try:
+            parsed = parse_frame(frame)
+        except MessageError as error:
+            return self._drop(error.reason)
+        header = parsed.header if isinstance(parsed, Envelope) else parsed
+        member = self._party.membership.by_public_key(header.sender)
+        if header.federation != self._party.membership.federation_id:
+            return self._drop("federation")
+        if member is None:
+            return self._drop("stranger")
+        peer = member.peer_id
+        channel = self.channels.get(peer)
+        if channel is None:
+            return self._drop("no-neighbour")
+        if now < channel.muted_until:
+            return self._drop("muted")
+        if isinstance(parsed, Chunk):
+            return self._open_chunk(peer, channel, parsed, now)
+        return self._open_message(peer, channel, parsed, now)
+
+    def _open_message(
+        self, peer: PeerId, channel: Channel, envelope: Envelope, now: float
+    ) -> tuple[list[Opened], list[Effect]]:
+        header = envelope.header
+        if header.recipient and header.recipient != self._party.identity.public_key:
+            return self._drop("recipient")
+        if not channel.window.is_new(header.incarnation, header.sequence):
+            return self._drop("replay")
+        if not channel.verifier.verify(envelope.signed, envelope.signature):
+            return self._drop("signature")
+        limit = self._max_body_bytes if envelope.kind in (Kind.DELTA, Kind.KEYFRAME) else SMALL_BODY_BYTES
+        if header.body_bytes > limit:
+            channel.window.mark(header.incarnation, header.sequence)
+            return [], [*self.offend(peer, "oversized", now)]
+        if envelope.body is None:
+            return [], self._announce(peer, channel, envelope, now)
+        if not envelope.body_matches():
+            return self._drop("body-digest")
+        channel.window.mark(header.incarnation, header.sequence)
+        return self._decode(peer, channel, envelope.kind, header, envelope.body, now)
+
+    def _announce(self, peer: PeerId, channel: Channel, envelope: Envelope, now: float) -> list[Effect]:
+        header = envelope.header
+        key = (header.incarnation, header.sequence)
+        if key in channel.assemblies:
+            self.dropped["replay"] += 1
+            return []
+        if len(channel.assemblies) >= ASSEMBLIES_PER_PEER:
+            del channel.assemblies[min(channel.assemblies)]
+            self.dropped["assembly-superseded"] += 1
+        channel.assemblies[key] = assembly = Assembly.begin(header, envelope.kind, now)
+        return self._ask(peer, assembly)
+
+    def _ask(self, peer: PeerId, assembly: Assembly) -> list[Effect]:
+        grant = assembly.next_grant()
+        if grant is None:
+            return []
+        header = assembly.header
+        return self.send(Kind.GRANT, Grant(header.incarnation, header.sequence, *grant), (peer,))
+
+    def _open_chunk(
+        self, peer: PeerId, channel: Channel, chunk: Chunk, now: float
+    ) -> tuple[list[Opened], list[Effect]]:
+        key = (chunk.incarnation, chunk.sequence)
+        assembly = channel.assemblies.get(key)
+        if assembly is None or not assembly.place(chunk, now):
+            return self._drop("chunk")
+        if not assembly.complete:
+            return [], self._ask(peer, assembly)
+        del channel.assemblies[key]
+        if not channel.window.is_new(*key):
+            return self._drop("replay")
+        channel.window.mark(*key)
+        return self._decode(peer, channel, assembly.kind, assembly.header, assembly.body, now)
+
+    def _decode(
+        self, peer: PeerId, channel: Channel, kind: int, header: Header, body: Buffer, now: float
+    ) -> tuple[list[Opened], list[Effect]]:
+        try:
+            decoded = decode_body(kind, body)
+        except MessageError as error:
+            if error.reason == "kind":  # a newer minor version may say things that this one does not know
+                return self._drop("kind")
+            return [], self.offend(peer, error.reason, now)
+        if isinstance(decoded, Grant):
+            if decoded.incarnation != self._party.incarnation:
+                return self._drop("grant")
+            frames = self._outbox.serve(peer, decoded.sequence, decoded.first, decoded.count)
+            return [], [Send((peer,), frame, bulk=True) for frame in frames]
+        return [Opened(peer, kind, header.incarnation, decoded)], []
+
+    # ------------------------------------------------------------------------------------------ time and offences
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ask again for chunks that did not come; give up what has stalled too often."""
+        effects: list[Effect] = []
+        for peer, channel in self.channels.items():
+            for key, assembly in list(channel.assemblies.items()):
+                if not assembly.stalled(now):
+                    continue
+                if assembly.stalls > MAX_STALLS:
+                    del channel.assemblies[key]
+                    self.dropped["assembly-stalled"] += 1
+                    effects.append(Report("body_abandoned", peer, {"missing_chunks": len(assembly.missing)}))
+                else:
+                    effects += self._ask(peer, assembly)
+        return effects
+
+    def next_wakeup(self) -> float:
+        """Return when ``tick`` is due next (inf: never)."""
+        return min(
+            (a.progress_at + STALL_S for channel in self.channels.values() for a in channel.assemblies.values()),
+            default=float("inf"),
+        )
+
+    def offend(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
+        """Count an authenticated offence; repeated ones mute the peer for a time that doubles up to an hour."""
+        channel = self.channels[peer]
+        channel.offences += 1
+        self.dropped[f"offence-{reason}"] += 1
+        effects: list[Effect] = [Report("offence", peer, {"reason": reason, "count": channel.offences})]
+        if channel.offences % OFFENCES_FORGIVEN == 0:
+            duration = min(MUTE_FIRST_S * 2.0**channel.mutes, MUTE_MAX_S)
+            channel.mutes += 1
+            channel.muted_until = now + duration
+            channel.assemblies.clear()
+            effects.append(Report("peer_muted", peer, {"seconds": duration, "reason": reason}))
+        return effects
+
+    def is_muted(self, peer: PeerId, now: float) -> bool:
+        """Tell whether what ``peer`` sends is dropped unread at this time."""
+        return now < self.channels[peer].muted_until
+
+    def _drop(self, reason: str) -> tuple[list[Opened], list[Effect]]:
+        self.dropped[reason] += 1
+        return [], []

@@ -1,0 +1,1 @@
+"""Robust rules and attacks: pure functions of tensors."""

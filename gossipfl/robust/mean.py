@@ -1,0 +1,49 @@
+"""The weighted mean of a node and its neighbours: plain gossip, no defence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from gossipfl.robust.base import Aggregate, MixContext, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 32_768
+"""Elements mixed at a time: the block of the result stays in the cache while all neighbours are added to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Weighted mean, one step of linear consensus (Xiao & Boyd, Systems & Control Letters 53, 2004).
+
+        out = (1 - Σ_j W_ij f_j) own + Σ_j W_ij f_j x_j
+
+    ``W_ij`` is the mixing weight and ``f_j`` the freshness of neighbour j. It accepts everything it is given: one
+    lying neighbour can move the result anywhere.
+    """
+
+    name: ClassVar[str] = "mean"
+
+    def __call__(
+        self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
+    ) -> Aggregate:
+        weights = [w * f for w, f in zip(context.weights, context.freshness, strict=True)]
+        vector = torch.empty_like(own) if out is None else out
+        weighted_sum(own, received, weights, vector)
+        verdicts = tuple(Verdict(accepted=True, weight=weight) for weight in weights)
+        return Aggregate(vector, verdicts)
+
+
+def weighted_sum(own: Tensor, received: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    """Write (1 - Σ w_j) own + Σ w_j x_j to ``out``, which must not overlap an input; all vectors are (d,)."""
+    own_weight = 1.0 - sum(weights)
+    rows = [vector.split(BLOCK) for vector in received]
+    for target, start, *blocks in zip(out.split(BLOCK), own.split(BLOCK), *rows, strict=True):
+        torch.mul(start, own_weight, out=target)
+        for weight, block in zip(weights, blocks, strict=True):
+            target.add_(block, alpha=weight)

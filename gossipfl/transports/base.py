@@ -1,0 +1,117 @@
+"""The transport seam: opaque frames between named peers, at most best effort.
+
+What every transport promises, and no more: a frame may be lost, duplicated, delayed or reordered, and never
+arrives altered. Credits, acknowledgement, framing of large bodies and authenticity belong to the protocol
+above.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gossipfl.identity import PeerId as PeerId  # re-exported: transports name peers, and need no keys
+
+MAX_FRAME_BYTES = 1 << 20
+"""No frame is larger, on any transport; larger bodies are cut into chunks above the transport."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One frame; ``source`` is whom the transport takes for the sender: a hint for counting, no proof."""
+
+    source: PeerId | None
+    frame: bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """The link to ``peer`` (None: to the whole network, e.g. a broker) went ``up`` or ``down``."""
+
+    state: Literal["up", "down"]
+    peer: PeerId | None
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class TransportCounters:
+    """Totals since the start, read by metrics."""
+
+    frames_sent: int = 0
+    frames_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    frames_dropped: int = 0
+    reconnects: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+    """Frames dropped, by a short label of the reason."""
+
+    def count_sent(self, size_bytes: int, frames: int = 1) -> None:
+        """Count ``frames`` frames of ``size_bytes`` each that went to the wire."""
+        self.frames_sent += frames
+        self.bytes_sent += frames * size_bytes
+
+    def count_received(self, size_bytes: int) -> None:
+        """Count one frame that ``receive`` returned."""
+        self.frames_received += 1
+        self.bytes_received += size_bytes
+
+    def count_drop(self, reason: str) -> None:
+        """Count one frame that this transport gave up."""
+        self.frames_dropped += 1
+        self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
+
+
+def check_frame(
+    frame: bytes | bytearray | memoryview, recipients: Collection[PeerId], peers: frozenset[PeerId]
+) -> None:
+    """Raise ValueError unless ``frame`` may be sent to each of ``recipients``."""
+    size_bytes = memoryview(frame).nbytes
+    if size_bytes > MAX_FRAME_BYTES:
+        raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes, not {size_bytes}")
+    unknown = sorted(set(recipients) - peers)
+    if unknown:
+        raise ValueError(f"not a peer of this transport: {', '.join(unknown)}")
+
+
+class Transport(ABC):
+    """An unreliable, unordered carrier of frames of at most ``MAX_FRAME_BYTES`` from ``me`` to its ``peers``.
+
+    Life: construct, ``await start()`` (raises TransportUnavailable in one clear line when the network cannot
+    be reached at the first try), use, ``await close()`` (idempotent). A link that breaks later is retried for
+    ever with jittered exponential back-off, and reported by ``events``. All methods run on one event loop.
+    """
+
+    me: PeerId
+    peers: frozenset[PeerId]
+    counters: TransportCounters
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Connect; returns when frames can be received."""
+
+    @abstractmethod
+    async def send(self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview) -> bool:
+        """Hand one frame to the wire for each recipient, waiting while the wire is full (back-pressure).
+
+        Returns False when the frame was certainly not sent (link down); True promises nothing about arrival.
+        Safe to call from several tasks at once. Raises ValueError for a frame over the limit or an unknown
+        recipient, and TransportClosed after ``close``.
+        """
+
+    @abstractmethod
+    async def receive(self) -> Received:
+        """Return the next frame; raises TransportClosed after ``close``.
+
+        At most a stated number of frames wait inside the transport; more are dropped and counted.
+        """
+
+    @abstractmethod
+    async def events(self) -> LinkEvent:
+        """Return the next link event; raises TransportClosed after ``close``."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop all work and free every task, socket and thread."""

@@ -1,0 +1,1 @@
+"""What is deployed at a site: the node daemon."""
