@@ -59,7 +59,11 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model."""
+    """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model.
+
+    At the end an agent serves its neighbours until they hold its last update (with ``leave_together``, until they
+    have ended their rounds too), for ``drain_s`` after the last sign of progress at most.
+    """
 
     local_steps: int
     rounds: int | None
@@ -67,6 +71,7 @@ class AgentOptions:
     mode: str = "sync"
     join_timeout_s: float = 30.0
     drain_s: float = 10.0
+    leave_together: bool = False
     personalise_steps: int = 0
 
 
@@ -198,7 +203,14 @@ class Agent:
     async def _drain(self) -> None:
         """Serve those who are not done yet, for a bounded time, then leave."""
         self._perform(self.core.drain(self._loop.time()))
-        await self._until(self.core.settled, self._options.drain_s, even_when_stopping=True)
+        together = self._options.leave_together and not self._stopping.is_set()
+        while True:
+            progress = self.core.progress
+            settled = await self._until(
+                lambda: self.core.settled(together=together), self._options.drain_s, even_when_stopping=True
+            )
+            if settled or self.core.progress == progress:
+                break
         self._perform(self.core.stop(self._loop.time(), "done"))
         await self._until(lambda: self._outgoing.idle, self._options.drain_s, even_when_stopping=True)
 

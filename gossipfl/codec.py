@@ -65,7 +65,7 @@ class Encoded:
 
 
 class Codec(Protocol):
-    """A format for vectors of float32. Stateless to its user, but for one thread at a time."""
+    """A format for vectors of float32. No call changes the next one's result; one thread at a time."""
 
     name: str
     wire_id: int

@@ -164,10 +164,11 @@ class GossipSpec(Spec):
     liveness_s: Seconds = 10.0
     outage_s: Seconds = 60.0
     ack_delay_s: Seconds = 0.5
-    nudge_s: Seconds = 0.5
+    nudge_s: Seconds = 2.0
+    nudge_min_s: Seconds = 0.2
     resync_s: Seconds = 0.25
-    resync_max_s: Seconds = 10.0
-    window: Positive = 4
+    resync_max_s: Seconds = 5.0
+    window_bytes: Positive = 4 << 20
     patience_s: Seconds = 5.0
     staleness_exponent: float = Field(default=0.5, ge=0)
     max_staleness: Positive = 50

@@ -16,7 +16,9 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 # typer carries its own copy of click in some versions and imports click in others; both name the base class so.
-_ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_ClickException: type[BaseException] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -50,8 +52,8 @@ def _complain(name: str, message: str) -> None:
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
 
-def _usage_line(error: Exception) -> str:
-    message = str(error.format_message())  # type: ignore[attr-defined]
+def _usage_line(error: BaseException) -> str:
+    message = str(getattr(error, "message", error))
     context = getattr(error, "ctx", None)
     path = context.command_path if context else ""
     return f"{message.rstrip('.')}; see {path} --help" if path else message

@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -70,8 +70,7 @@ class Identity:
         Raises ConfigError where it is missing, no Ed25519 key, or open to the group or to others.
         """
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
+            with path.open("rb") as file:
                 # The opened file is asked, not the path, so that nobody can swap it in between.
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
@@ -83,7 +82,7 @@ class Identity:
             raise ConfigError(f"key file {path} cannot be read: {error.strerror}") from None
         try:
             key = load_pem_private_key(content, password=None)
-        except (ValueError, TypeError):  # TypeError: it is encrypted
+        except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
             key = None
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError(f"key file {path} holds no unencrypted Ed25519 private key in PEM (PKCS #8)")

@@ -162,12 +162,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Heartbeat: where the sender's replica stands and what it holds of others."""
+    """Heartbeat: where the sender's replica stands, what it holds of others, and whether its rounds are over."""
 
     round: int
     version: int
     digest: bytes
     acks: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ def encode_body(body: Body) -> bytes:
         case Request():
             meta = {"h": body.have}
         case Status():
-            meta = {"r": body.round, "v": body.version, "d": body.digest, "k": _acks(body.acks)}
+            meta = {"r": body.round, "v": body.version, "d": body.digest, "k": _acks(body.acks), "e": body.done}
         case Grant():
             meta = {"in": body.incarnation, "s": body.sequence, "f": body.first, "n": body.count}
         case Bye():
@@ -396,6 +397,7 @@ def decode_body(kind: int, body: Buffer) -> Body:
                 version=_counter(meta.get("v")),
                 digest=_binary(meta.get("d"), DIGEST_BYTES),
                 acks=_read_acks(meta.get("k", {})),
+                done=bool(meta.get("e")),
             )
         case Kind.GRANT:
             return Grant(*(_counter(meta.get(key)) for key in ("in", "s", "f", "n")))

@@ -104,8 +104,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        siblings = [other.name for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such file{suggest(path.name, siblings)}") from None
+        stems = [other.stem for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file{suggest(path.stem, stems)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -114,9 +114,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         message = str(error).splitlines()[0]
         found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message)
         where, problem = (found[2], found[1]) if found else ("", message)
-        raise ConfigError(
-            f"{path}: {where}: {problem[:1].lower()}{problem[1:]}; TOML wants key = value"
-        ) from None
+        raise ConfigError(f"{path}: {where}: {problem[:1].lower()}{problem[1:]}; TOML wants key = value") from None
 
 
 def parse_value(text: str) -> Any:

@@ -114,9 +114,7 @@ class RunStatistics:
         return {
             "accuracy": _spread({node: row.test_accuracy for node, row in rows.items()}),
             "loss": _spread({node: row.test_loss for node, row in rows.items()}),
-            "metrics": {
-                name: _spread({node: row.metrics.get(name) for node, row in rows.items()}) for name in names
-            },
+            "metrics": {name: _spread({node: row.metrics.get(name) for node, row in rows.items()}) for name in names},
         }
 
 
@@ -158,6 +156,15 @@ def summarise(spec: RunSpec, facts: RunFacts, statistics: RunStatistics) -> dict
         "peak_rss_bytes": facts.peak_rss_bytes,
         "version": __version__,
     }
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a quantity with a decimal prefix: ``quantity(814_600, "B")`` is ``815 kB``."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} T{unit}"
 
 
 def _spread(values: Mapping[int, float | None]) -> dict[str, Any] | None:

@@ -38,8 +38,8 @@ class Entry:
 class Layout:
     """The order, names and shapes of the tensors that a flat vector holds, back to back without padding.
 
-    Two models can be averaged exactly when their layouts' digests are equal. Raises LayoutError where a name occurs
-    twice, a dimension is negative, or a dtype is not float32.
+    Two models can be averaged exactly when their layouts' digests are equal. Raises LayoutError where a
+    name occurs twice, a dimension is negative, or a dtype is not float32.
     """
 
     entries: tuple[Entry, ...]
@@ -66,9 +66,9 @@ class Layout:
     def encoding(self) -> bytes:
         """The canonical bytes under ``digest``, computable in any language.
 
-        ``LAYOUT_MAGIC``, then the number of entries, then each entry in order: byte length of the name, the name in
-        UTF-8, byte length of the dtype, the dtype in ASCII, the number of dimensions, each dimension. All numbers
-        are unsigned 64-bit little-endian.
+        ``LAYOUT_MAGIC``, then the number of entries, then each entry in order: byte length of the name, the
+        name in UTF-8, byte length of the dtype, the dtype in ASCII, the number of dimensions, each
+        dimension. All numbers are unsigned 64-bit little-endian.
         """
         parts = [LAYOUT_MAGIC, _number(len(self.entries))]
         for entry in self.entries:
@@ -92,9 +92,7 @@ class Layout:
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of ``vector`` (d,), shaped and named as the model's tensors."""
         if vector.shape != (self.size,):
-            raise LayoutError(
-                f"the layout holds {self.size} values; the vector's shape is {tuple(vector.shape)}"
-            )
+            raise LayoutError(f"the layout holds {self.size} values; the vector's shape is {tuple(vector.shape)}")
         return {entry.name: vector[part].view(entry.shape) for entry, part in self.slices()}
 
 
@@ -102,10 +100,10 @@ class Layout:
 class FlatModel:
     """A module whose trainable parameters live in one vector, and their gradients in another.
 
-    ``vector`` (d,) and ``gradient`` (p,) are float32 on the module's device. Values [0, p) of ``vector`` are the
-    trainable parameters; values [p, d) are shared buffers, present only under ``buffers="shared"``. Writing into
-    ``vector`` in place changes the module, and ``load_state_dict`` changes ``vector``; ``module.to(...)`` and
-    ``zero_grad(set_to_none=True)`` would cut them apart, which ``verify`` finds.
+    ``vector`` (d,) and ``gradient`` (p,) are float32 on the module's device. Values [0, p) of ``vector``
+    are the trainable parameters; values [p, d) are shared buffers, present only under ``buffers="shared"``.
+    Writing into ``vector`` in place changes the module, and ``load_state_dict`` changes ``vector``;
+    ``module.to(...)`` and ``zero_grad(set_to_none=True)`` would cut them apart, which ``verify`` finds.
     """
 
     module: nn.Module
@@ -119,7 +117,7 @@ class FlatModel:
         return self.vector[: self.gradient.numel()]
 
     def verify(self) -> None:
-        """Raise LayoutError where a tensor of the module no longer is a view of ``vector`` or ``gradient``."""
+        """Raise LayoutError where a tensor of the module is no view of ``vector`` or ``gradient`` any more."""
         state = _tensors(self.module, "shared")
         gradient_start = self.gradient.data_ptr()
         for entry, part in self.layout.slices():
@@ -135,20 +133,18 @@ class FlatModel:
 def flatten(model: nn.Module, *, buffers: Buffers = "local") -> FlatModel:
     """Move a model's parameters into one contiguous vector and leave views in their place.
 
-    Tied parameters are stored once, under the name found first. Parameters that do not require a gradient are equal
-    at every site and stay out. Buffers such as batch-norm statistics describe one site's data: under ``"local"``
-    they never leave it; under ``"shared"`` the floating-point ones follow the parameters in the vector. Integer
-    buffers always stay local. Move the model to its device first. Raises LayoutError where a tensor that belongs
-    into the vector is not float32, or the tensors are on several devices.
+    Tied parameters are stored once, under the name found first. Parameters that do not require a gradient
+    are equal at every site and stay out. Buffers such as batch-norm statistics describe one site's data:
+    under ``"local"`` they never leave it; under ``"shared"`` the floating-point ones follow the parameters
+    in the vector. Integer buffers always stay local. Move the model to its device first. Raises LayoutError
+    where a tensor that belongs into the vector is not float32, or the tensors are on several devices.
     """
     tensors = _tensors(model, buffers)
     if not tensors:
         raise LayoutError("the model has no trainable parameters; nothing could be learned or sent")
     devices = {tensor.device for tensor in tensors.values()}
     if len(devices) > 1:
-        raise LayoutError(
-            f"the model is spread over {sorted(map(str, devices))}; move it to one device first"
-        )
+        raise LayoutError(f"the model is spread over {sorted(map(str, devices))}; move it to one device first")
     layout = Layout(
         tuple(
             Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from gossipfl.summary import quantity
+
 
 def print_outcome(summary: Mapping[str, Any], out: Path, page: Path | None, file: TextIO) -> None:
     """Print the summary to ``file``, with the places of the records and the report page."""
@@ -47,15 +49,6 @@ def outcome_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if counts:
         lines.append(("faults", ", ".join(f"{count} {name}" for name, count in counts.items())))
     return lines
-
-
-def quantity(value: float, unit: str) -> str:
-    """Return a quantity with a decimal prefix: ``quantity(814_600, "B")`` is ``815 kB``."""
-    for prefix in ("", "k", "M", "G"):
-        if abs(value) < 999.5:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:.3g} T{unit}"
 
 
 def _title(summary: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -71,7 +72,7 @@ def _topologies() -> Mapping[str, Any]:
 
 SpecFile: TypeAlias = Annotated[
     Path | None,
-    typer.Argument(metavar="[SPEC.toml]", help="A run's spec; options win over it.", show_default=False),
+    typer.Argument(metavar="SPEC.toml", help="A run's spec; options win over it.", show_default=False),
 ]
 Nodes: TypeAlias = Annotated[int | None, typer.Option(metavar="N", help="Nodes (8).", rich_help_panel=NETWORK)]
 Topology: TypeAlias = Annotated[
@@ -207,7 +208,6 @@ def process_started_s() -> float:
     now_s = time.monotonic()
     try:
         stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
-        import os
 
         ticks = float(stat.rpartition(")")[2].split()[19])
         return now_s - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

@@ -128,7 +128,7 @@ class GossipCore:
         """Do what is due at this time."""
         effects = self.exchange.tick(now)
         if self.phase is Phase.WAITING and now >= self._times.nudge_at:
-            self._times.nudge_at = now + self._settings.nudge_s
+            self._times.nudge_at = now + self._nudge_gap_s()
             for peer, other in self.followed.items():
                 if other.alive and not other.arrived(self.round):
                     effects += self.exchange.ask(peer, now)
@@ -159,7 +159,7 @@ class GossipCore:
         return free
 
     def _has_credit(self, other: Followed) -> bool:
-        return self.exchange.own.version - other.acked < self._settings.window
+        return self.exchange.own.version - other.acked < self.exchange.credit
 
     def publish(self, model: Tensor, now: float) -> list[Effect]:
         """Publish the trained model (or, from a Byzantine node, its lie), shape (d,), and begin to wait."""
@@ -188,7 +188,18 @@ class GossipCore:
             if other.alive
         ]
         self._times.deadline = now + max(waits, default=0.0)
-        self._times.nudge_at = now + settings.nudge_s
+        self._times.nudge_at = now + self._nudge_gap_s()
+        for other in self.followed.values():
+            other.times.ask_gap = 0.0
+
+    def _nudge_gap_s(self) -> float:
+        settings = self._settings
+        gaps = [
+            other.lateness.wait_s(settings.nudge_min_s, settings.nudge_s)
+            for other in self.followed.values()
+            if other.alive and not other.arrived(self.round)
+        ]
+        return min(gaps, default=settings.nudge_s)
 
     def _hold_until(self) -> float:
         down_since = self.exchange.link_down_since
@@ -276,12 +287,25 @@ class GossipCore:
         self.exchange.open_round = INFINITY
         effects = [effect for peer in self.followed for effect in self.exchange.drain(peer, now)]
         self.exchange.ack_delay_s = 0.0
+        self.exchange.done = True
         return effects + self.exchange.heartbeat(now)
 
-    def settled(self) -> bool:
-        """Tell whether every live neighbour has acknowledged the newest update and owes this node none."""
+    def settled(self, *, together: bool = False) -> bool:
+        """Tell whether every live neighbour has acknowledged the newest update and owes this node none.
+
+        With ``together``, also whether every one of them has ended its own rounds.
+        """
         version = self.exchange.own.version
-        return all(other.acked >= version and not other.behind for other in self.followed.values() if other.alive)
+        return all(
+            other.acked >= version and not other.behind and (other.done or not together)
+            for other in self.followed.values()
+            if other.alive
+        )
+
+    @property
+    def progress(self) -> int:
+        """A number that grows whenever a neighbour is known to have published something new."""
+        return sum(other.claimed for other in self.followed.values())
 
     def stop(self, now: float, reason: str = "") -> list[Effect]:
         """Say good-bye."""

@@ -7,13 +7,21 @@ from torch import Tensor
 from gossipfl.codec import Codec, codec_by_wire_id
 from gossipfl.errors import CodecError
 from gossipfl.gossip.effects import Effect, Report, Send
-from gossipfl.gossip.post import Opened, Post, Sealed
+from gossipfl.gossip.post import Opened, Post
 from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
 from gossipfl.messages import Bye, Hello, Kind, Request, Status, Update
 
 INFINITY = float("inf")
+ASK_BACK_OFF = 1.5
+CREDIT_UPDATES = (2, 32)
+"""Least and most updates that may be on their way to a neighbour, whatever their size."""
+
+
+def _credit(window_bytes: int, update_bytes: int) -> int:
+    """Return how many updates a neighbour may leave unacknowledged."""
+    return max(CREDIT_UPDATES[0], min(CREDIT_UPDATES[1], window_bytes // update_bytes))
 
 
 class Exchange:
@@ -30,11 +38,13 @@ class Exchange:
         self.post = Post(party, max(codec.max_bytes(size), KEYFRAME_CODEC.max_bytes(size)) + 64 * 1024)
         self.open_round: float = INFINITY if settings.mode == "async" else -1
         self.own_round = 0
+        self.credit = _credit(settings.window_bytes, codec.max_bytes(size))
         self._party = party
         self._layout = layout
         self._settings = settings
         self._codecs: dict[int, Codec] = {}
-        self._latest: Sealed | None = None
+        self._latest: Update | None = None
+        self.done = False
         self._beat_at = 0.0
         self.ack_delay_s = settings.ack_delay_s
         self.link_down_since: float | None = None
@@ -60,9 +70,10 @@ class Exchange:
             payload=memoryview(payload),
             acks=self._acks(),
         )
-        self._latest = self.post.seal(Kind.DELTA, body)
+        self._latest = body
+        sealed = self.post.seal(Kind.DELTA, body)
         self._beat_at = now + self._settings.heartbeat_s
-        return [Send(recipients, self._latest.frame)] if recipients else []
+        return [Send(recipients, sealed.frame)] if recipients else []
 
     def _acks(self) -> dict[bytes, tuple[int, int]]:
         members = self._party.membership.members
@@ -80,7 +91,7 @@ class Exchange:
         speaking = [peer for peer, other in self.followed.items() if other.speaks]
         effects = self.hello(unknown, now)
         own = self.own
-        return effects + self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, self._acks()), speaking)
+        return effects + self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, self._acks(), self.done), speaking)
 
     def ask(self, peer: PeerId, now: float) -> list[Effect]:
         """Ask a neighbour for what it has that this node does not hold, at a limited rate."""
@@ -89,7 +100,8 @@ class Exchange:
         if now < times.asked + times.ask_gap:
             return []
         times.asked = now
-        times.ask_gap = min(max(2 * times.ask_gap, settings.resync_s), settings.resync_max_s)
+        if other.behind:  # a neighbour that may merely be slow is asked at the caller's own pace
+            times.ask_gap = min(max(ASK_BACK_OFF * times.ask_gap, settings.resync_s), settings.resync_max_s)
         have = None if other.vector is None else other.received
         effects: list[Effect] = [Report("resync", peer, {"have": have, "claimed": other.claimed})]
         return effects + self.post.send(Kind.REQUEST, Request(have), (peer,))
@@ -162,7 +174,7 @@ class Exchange:
             other.acked = max(other.acked, min(mine[1], self.own.version))
 
     def _hear_delta(self, peer: PeerId, other: Followed, update: Update, now: float) -> list[Effect]:
-        other.hold(update)
+        other.hold(update, self.credit + 2)
         other.times.ack_due = min(other.times.ack_due, now + self.ack_delay_s)
         return self.drain(peer, now)
 
@@ -222,6 +234,7 @@ class Exchange:
     def _hear_status(self, peer: PeerId, other: Followed, status: Status, now: float) -> list[Effect]:
         other.left = False
         other.claimed = max(other.claimed, status.version)
+        other.done = status.done
         same = other.vector is not None and status.version == other.version
         if same and status.version > 0 and status.digest != other.digest:
             other.vector = None
@@ -238,7 +251,7 @@ class Exchange:
             return []
         times.served = now
         if request.have is not None and request.have == own.version - 1 and self._latest is not None:
-            return [Send((peer,), self._latest.frame)]
+            return self.post.send(Kind.DELTA, self._latest, (peer,))
         payload = memoryview(KEYFRAME_CODEC.encode(own.vector).payload)
         body = Update(own.round, own.version, own.digest, KEYFRAME_CODEC.wire_id, payload)
         return self.post.send(Kind.KEYFRAME, body, (peer,))

@@ -14,8 +14,6 @@ from gossipfl.messages import Update
 
 KEYFRAME_CODEC = make_codec("float32")
 """Keyframes are lossless: a follower must hold the owner's bytes."""
-HELD_UPDATES = 6
-"""Updates of one neighbour that may wait for their turn; more are dropped and mended by a keyframe."""
 
 
 class PublicReplica:
@@ -78,6 +76,7 @@ class Followed:
     left: bool = False
     lost: bool = False
     absurd: bool = False
+    done: bool = False
     waiting: dict[int, Update] = field(default_factory=dict)
     claimed: int = 0
     acked: int = 0
@@ -90,7 +89,8 @@ class Followed:
             self.vector = None
         self.incarnation = incarnation
         self.version, self.round, self.claimed, self.acked = 0, -1, 0, 0
-        self.joined, self.refused, self.left, self.absurd = False, None, False, False
+        self.joined, self.refused = False, None
+        self.left, self.absurd, self.done = False, False, False
         self.waiting.clear()
 
     @property
@@ -130,12 +130,12 @@ class Followed:
         successor = self.waiting.get(self.version + 1)
         return self.round >= round_ or (successor is not None and successor.round >= round_)
 
-    def hold(self, update: Update) -> bool:
-        """Keep an update for its turn; False if it is old or there is no room."""
+    def hold(self, update: Update, room: int) -> bool:
+        """Keep an update for its turn; False if it is old or ``room`` others wait already: a keyframe mends that."""
         self.claimed = max(self.claimed, update.version)
         if update.version <= self.version or update.version in self.waiting:
             return False
-        if len(self.waiting) >= HELD_UPDATES:
+        if len(self.waiting) >= room:
             return False
         self.waiting[update.version] = update
         return True

@@ -39,8 +39,9 @@ class GossipSettings:
     A synchronous round waits for a live neighbour until ``deadline_s`` at first, later until the mean lateness plus
     six deviations, never less than ``deadline_min_s``. A neighbour unheard for ``liveness_s`` is not waited for.
     While this node's own link is down, a synchronous node holds its round for at most ``outage_s``.
-    ``window`` is the credit: how many updates a neighbour may leave unacknowledged before no more are sent to it,
-    and ``patience_s`` how long an asynchronous node defers its publication for such a neighbour.
+    ``window_bytes`` is the credit: how much a neighbour may leave unacknowledged before no more is sent to it, and
+    ``patience_s`` how long an asynchronous node defers its publication for such a neighbour. A neighbour whose update
+    is later than usual is asked for it, at first after ``nudge_s``.
     """
 
     mode: Literal["sync", "async"] = "sync"
@@ -50,10 +51,11 @@ class GossipSettings:
     liveness_s: float = 10.0
     outage_s: float = 60.0
     ack_delay_s: float = 0.5
-    nudge_s: float = 0.5
+    nudge_s: float = 2.0
+    nudge_min_s: float = 0.2
     resync_s: float = 0.25
-    resync_max_s: float = 10.0
-    window: int = 4
+    resync_max_s: float = 5.0
+    window_bytes: int = 4 << 20
     patience_s: float = 5.0
     staleness_exponent: float = 0.5
     max_staleness: int = 50

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, isfinite, sqrt
+from math import exp, isfinite
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from gossipfl.errors import ConfigError
 from gossipfl.robust.base import Aggregate, MixContext, Verdict
-from gossipfl.robust.sweep import filtered_mean, norm
+from gossipfl.robust.sweep import filtered_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,15 +52,19 @@ class Balance:
     def __call__(
         self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
     ) -> Aggregate:
-        factors = [f for f, _ in zip(context.freshness, received, strict=True)]
+        """Return the mean of the near ones, with each one's distance (of the rejected: a lower bound)."""
+        if len(context.freshness) != len(received):
+            raise ValueError(f"{len(received)} vectors with {len(context.freshness)} freshness factors")
         vector = torch.empty_like(own) if out is None else out
-        threshold = self.radius(context.round, context.horizon) * norm(own)
-        pull = 1.0 - self.alpha
-        sweep = filtered_mean(own, received, factors, limit=threshold * threshold, pull=pull, out=vector)
-        accepted = set(sweep.accepted)
+        radius, pull = self.radius(context.round, context.horizon), 1.0 - self.alpha
+        sweep = filtered_mean(own, received, context.freshness, radius=radius, pull=pull, out=vector)
+        weights = [0.0] * len(received)
+        for j in sweep.accepted:
+            weights[j] = pull * context.freshness[j] / len(sweep.accepted)
+        near = frozenset(sweep.accepted)
         verdicts = tuple(
-            Verdict(j in accepted, pull * factors[j] / len(accepted) if j in accepted else 0.0, sqrt(square), threshold)
-            for j, square in enumerate(sweep.squares)
+            Verdict(j in near, weight, distance, sweep.threshold)
+            for j, (weight, distance) in enumerate(zip(weights, sweep.distances, strict=True))
         )
         return Aggregate(vector, verdicts)
 

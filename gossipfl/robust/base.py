@@ -55,11 +55,15 @@ class Rule(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name it has in ``RULES``."""
+        ...
 
     def __call__(
         self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
-    ) -> Aggregate: ...
+    ) -> Aggregate:
+        """Mix ``own`` with what was ``received``; ``out`` must not overlap an input."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,15 @@ class Attack(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name it has in ``ATTACKS``."""
+        ...
 
     @property
-    def poisons_data(self) -> bool: ...
+    def poisons_data(self) -> bool:
+        """Whether the lie is in the training data."""
+        ...
 
-    def lie(self, view: AttackView) -> Tensor: ...
+    def lie(self, view: AttackView) -> Tensor:
+        """Return the vector (d,) to publish; the view's vectors are not written."""
+        ...

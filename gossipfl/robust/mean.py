@@ -32,6 +32,7 @@ class Mean:
     def __call__(
         self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
     ) -> Aggregate:
+        """Return the weighted mean; every verdict is accepted."""
         weights = [w * f for w, f in zip(context.weights, context.freshness, strict=True)]
         vector = torch.empty_like(own) if out is None else out
         weighted_sum(own, received, weights, vector)
@@ -42,8 +43,8 @@ class Mean:
 def weighted_sum(own: Tensor, received: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     """Write (1 - Σ w_j) own + Σ w_j x_j to ``out``, which must not overlap an input; all vectors are (d,)."""
     own_weight = 1.0 - sum(weights)
-    rows = [vector.split(BLOCK) for vector in received]
-    for target, start, *blocks in zip(out.split(BLOCK), own.split(BLOCK), *rows, strict=True):
+    rows = [torch.split(vector, BLOCK) for vector in received]
+    for target, start, *blocks in zip(torch.split(out, BLOCK), torch.split(own, BLOCK), *rows, strict=True):
         torch.mul(start, own_weight, out=target)
         for weight, block in zip(weights, blocks, strict=True):
             target.add_(block, alpha=weight)

@@ -32,9 +32,7 @@ def make_attack(name: str, options: Mapping[str, object] | None = None) -> Attac
     return _make("attack", ATTACKS, name, options or {})
 
 
-def _make(
-    kind: str, registry: Mapping[str, Callable[..., _Made]], name: str, options: Mapping[str, object]
-) -> _Made:
+def _make(kind: str, registry: Mapping[str, Callable[..., _Made]], name: str, options: Mapping[str, object]) -> _Made:
     if name not in registry:
         raise ConfigError(f'{kind} "{name}" is unknown; choose one of: {", ".join(registry)}')
     factory: Any = registry[name]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import inf, sqrt
-from typing import TYPE_CHECKING, Any
+from math import sqrt
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,11 @@ BLOCK = 98_304
 
 PARALLEL_ELEMENTS = 1 << 23
 """With fewer elements than this to read, a second thread costs more than it brings."""
+
+
+FLOAT_MAX = float(np.finfo(np.float64).max)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,8 @@ def filtered_mean(
     spans = [_Span(inputs, low, high) for low, high in _bounds(own.numel(), len(arrays))]
     with ThreadPoolExecutor(len(spans)) if len(spans) > 1 else nullcontext() as pool:
         # Each span's sums are over its own elements: what a span drops does not depend on how fast the others are.
-        limit = radius * radius * sum(_each(pool, spans, _Span.own_square))
+        # Bounded by the largest float, so that an infinite distance is never near; a NaN is near to nothing anyway.
+        limit = min(radius * radius * sum(_each(pool, spans, _Span.own_square)), FLOAT_MAX)
         _each(pool, spans, lambda span: span.measure(limit))
         squares = [sum(span.squares[j] for span in spans) for j in range(len(arrays))]
         accepted = [j for j, square in enumerate(squares) if square <= limit]
@@ -140,8 +146,7 @@ class _Span:
 
 
 def _square(block: Array) -> float:
-    square = float(np.dot(block, block))
-    return square if square == square else inf  # noqa: PLR0124 - NaN: as far away as can be
+    return float(np.dot(block, block))
 
 
 def _bounds(size: int, count: int) -> list[tuple[int, int]]:
@@ -150,9 +155,7 @@ def _bounds(size: int, count: int) -> list[tuple[int, int]]:
     return [(low, min(low + step, size)) for low in range(0, size, step)]
 
 
-def _each(
-    pool: ThreadPoolExecutor | None, spans: list[_Span], work: Callable[[_Span], _Result]
-) -> list[_Result]:
+def _each(pool: ThreadPoolExecutor | None, spans: list[_Span], work: Callable[[_Span], _Result]) -> list[_Result]:
     def quietly(span: _Span) -> _Result:
         with np.errstate(all="ignore"):  # a lie may overflow: its distance is then infinite, and it is dropped
             return work(span)

@@ -56,10 +56,14 @@ class Learner(Protocol):
     """
 
     @property
-    def layout(self) -> Layout: ...
+    def layout(self) -> Layout:
+        """Names and shapes of the vector's parts."""
+        ...
 
     @property
-    def vector(self) -> Tensor: ...
+    def vector(self) -> Tensor:
+        """The model itself, live, of shape (d,)."""
+        ...
 
     def train(self, steps: int) -> TrainReport:
         """Take ``steps`` local steps on the site's own training data."""
@@ -98,7 +102,9 @@ class Task(Protocol):
         """Split the data; raises DataError where the split is impossible."""
         ...
 
-    def learner(self, shard: Shard, options: TrainOptions, *, model_seed: int, order_seed: int) -> Learner: ...
+    def learner(self, shard: Shard, options: TrainOptions, *, model_seed: int, order_seed: int) -> Learner:
+        """Return the learner of one shard; raises ConfigError where the options do not fit."""
+        ...
 
     def flip_labels(self, shard: Shard) -> Shard:
         """Return the shard as the label-flip attack trains on it (classes: y -> M-1-y; values: mirrored)."""

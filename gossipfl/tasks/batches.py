@@ -11,8 +11,8 @@ from torch import Tensor
 class BatchOrder:
     """Epochs of random permutations of ``samples`` indices, laid end to end.
 
-    A batch is the next piece of that stream, so every example is seen equally often whatever the batch size is,
-    and how often one asks does not change what one gets. ``seed`` drives this order alone.
+    A batch is the next piece of that stream, so every example is seen equally often whatever the batch size
+    is, and how often one asks does not change what one gets. ``seed`` drives this order alone.
     """
 
     def __init__(self, samples: int, seed: int) -> None:

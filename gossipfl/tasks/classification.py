@@ -27,9 +27,10 @@ Examples = tuple[NDArray[Any], NDArray[Any]]
 class ClassificationTask:
     """Examples with integer labels, learnt by a torch module that returns logits (n, classes).
 
-    ``train`` is dealt to the nodes; every node is measured on the whole of ``test``. ``model`` makes the module, with
-    torch's default generator seeded for it. Raises DataError for examples that do not pair up, labels that are not
-    integers from 0 up, and inputs that are not finite; ConfigError for a model that cannot be one float32 vector.
+    ``train`` is dealt to the nodes; every node is measured on the whole of ``test``. ``model`` makes the
+    module, with torch's default generator seeded for it. Raises DataError for examples that do not pair up,
+    labels that are not integers from 0 up, and inputs that are not finite; ConfigError for a model that
+    cannot be one float32 vector.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ClassificationTask:
 
 
 class NumpySoftmaxTask(ClassificationTask):
-    """Softmax regression in NumPy; layout and initial vector are those of the torch module ``models.Softmax``."""
+    """Softmax regression in NumPy, with layout and initial vector of the torch module ``models.Softmax``."""
 
     def learner(self, shard: Shard, options: TrainOptions, *, model_seed: int, order_seed: int) -> Learner:
         """Return a NumPy learner that starts where the torch one would."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gossipfl.errors import ConfigError
 
@@ -18,8 +18,8 @@ REQUIRED = ("shards", "learner", "flip_labels")
 def load(name: str, options: Mapping[str, object]) -> Task:
     """Import ``module``, call ``factory(**options)`` and return the task it makes.
 
-    Raises ConfigError where the name does not lead to a callable, the options do not fit it, or the result is no task.
-    Any other error inside the user's code passes through unchanged, with its traceback.
+    Raises ConfigError where the name does not lead to a callable, the options do not fit it, or the result
+    is no task. Any other error inside the user's code passes through unchanged, with its traceback.
     """
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
@@ -53,4 +53,4 @@ def _made(name: str, factory: Callable[..., object], options: Mapping[str, objec
             f'task "{name}" returned a {type(task).__name__} without {", ".join(missing or ["name"])}; '
             "return an object with name, shards, learner and flip_labels"
         )
-    return task  # type: ignore[no-any-return]
+    return cast("Task", task)

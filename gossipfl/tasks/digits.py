@@ -20,8 +20,8 @@ MODELS = ("mlp", "softmax", "softmax-numpy", "cnn")
 def load(*, model: str = "mlp", hidden: object = 64) -> ClassificationTask:
     """Return the task: pixels 0..16 are scaled to [-2, 2], and a fifth of each class is held out.
 
-    The images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI, 1998).
-    Raises ConfigError for an unknown model or impossible layer widths.
+    The images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI,
+    1998). Raises ConfigError for an unknown model or impossible layer widths.
     """
     source = load_digits()
     images = (source.images / 4 - 2).astype(np.float32).reshape(-1, PIXELS)

@@ -16,14 +16,15 @@ from gossipfl.errors import DataError
 
 UNSIGNED_BYTE = 0x08
 MAX_BYTES = 1 << 30
-"""No file of a data set that fits this task is larger; a header that claims more is refused before it is read."""
+"""No file that fits this task is larger; a header that claims more is refused unread."""
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Return the unsigned bytes of an IDX file with so many ``dimensions``.
 
-    The header is 0, 0, type, dimensions, then each length as an unsigned 32-bit big-endian number. Raises DataError, in one line,
-    for a file that cannot be read, has another type or rank, or holds fewer or more bytes than its header says.
+    The header is 0, 0, type, dimensions, then each length as an unsigned 32-bit big-endian number. Raises
+    DataError, in one line, for a file that cannot be read, has another type or rank, or holds fewer or more
+    bytes than its header says.
     """
     try:
         with _opened(path) as stream:

@@ -1,7 +1,8 @@
 """LTE traffic: each site forecasts its own next two minutes from its last ten samples.
 
-The traces are those of three sites in Barcelona that Perifanis et al. (2023) study, or any with the same columns. A
-site's last fifth of time is its test part, the same for every node of that site; the rest is its training part.
+The traces are those of three sites in Barcelona that Perifanis et al. (2023) study, or any with the same
+columns. A site's last fifth of time is its test part, the same for every node of that site; the rest is its
+training part.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ def load(
     model: str = "mlp",
     hidden: object = None,
     inputs: str = "channels",
-    sites: str | Sequence[str] = (),
+    sites: object = (),
 ) -> LteTraffic:
     """Return the task over the CSV traces in the folder ``path``.
 
@@ -45,8 +47,8 @@ def load(
         raise ConfigError(f'lte-traffic inputs "{inputs}" is unknown; choose one of: channels, all')
     columns = COLUMNS if inputs == "all" else CHANNELS
     factory = _model(model, hidden, len(columns))
-    chosen = [name.strip() for name in sites.split(",")] if isinstance(sites, str) else list(sites)
-    paths = find_traces(Path(path), chosen)
+    names = list(sites) if isinstance(sites, (list, tuple)) else str(sites).split(",")
+    paths = find_traces(Path(path).expanduser(), [str(name).strip() for name in names if str(name).strip()])
     return LteTraffic([Site.read(file, columns) for file in paths], factory)
 
 
@@ -80,20 +82,21 @@ class Site:
         return cls(path.stem, path, measured, int(len(measured) * (1 - TEST_SHARE)))
 
     def shard(self, start: int, stop: int) -> Shard:
-        """Return the shard of a node that holds rows [start, stop) of the training part, and the site's test part.
+        """Return the shard of a node that holds rows [start, stop) of the training part.
 
-        The scaling is fitted on those rows alone: nothing else of the site is known to the node before the test.
+        The scaling is fitted on those rows alone: nothing else of the site is known to the node before the
+        test.
         """
         own = self.measured.rows(start, stop)
         scaling = Scaling.fit(own.values, own.columns)
-        training = own.windows(scaling)
-        test = self.measured.rows(max(0, self.boundary - LENGTH), len(self.measured)).windows(scaling)
-        for part, windows in (("training", training), ("test", test)):
+        # The first test windows look back into the training part: at forecasting time those samples are known.
+        held_out = self.measured.rows(max(0, self.boundary - LENGTH), len(self.measured))
+        training, test = own.windows(scaling), held_out.windows(scaling)
+        for part, rows, windows in (("training", own, training), ("test", held_out, test)):
             if len(windows[0]) < LEAST_WINDOWS:
                 raise DataError(
-                    f"{self.path} gives {len(windows[0])} complete {part} windows of {LENGTH} + 1 samples in rows "
-                    f"{start} to {stop} of {len(self.measured)}; at least {LEAST_WINDOWS} are needed: "
-                    "use a longer trace or fewer nodes"
+                    f"{self.path} gives {len(windows[0])} complete {part} windows in {len(rows)} rows; "
+                    f"at least {LEAST_WINDOWS} are needed: use a longer trace or fewer nodes"
                 )
         info = {"site": self.name, "rows": (start, stop), "scaling": scaling.channels(len(test[0]))}
         return Shard(*training, *test, info)
@@ -103,8 +106,8 @@ class LteTraffic:
     """Forecasts of ``CHANNELS`` by mean squared error on scaled values.
 
     ``evaluate`` reports, per channel and in original units, ``mae_C`` = mean |p - y| and ``nrmse_C`` =
-    sqrt(mean (p - y)^2) / mean y over the site's test part (the normalisation of Perifanis et al., 2023), and ``nrmse``,
-    their mean over the channels. A channel whose mean is zero has no NRMSE and is left out.
+    sqrt(mean (p - y)^2) / mean y over the site's test part (the normalisation of Perifanis et al., 2023),
+    and ``nrmse``, their mean over the channels. A channel whose mean is zero has no NRMSE and is left out.
     """
 
     name = "lte-traffic"
@@ -116,9 +119,10 @@ class LteTraffic:
     def shards(self, nodes: int, partition: Partition, seed: int) -> Sequence[Shard]:
         """Give each node a site, or with more nodes than sites a contiguous span of a site's training part.
 
-        Spans are equally long; the longest traces take the nodes that remain. ``iid`` pools the windows of all sites,
-        each scaled by its own site, and deals them at random; every node is then measured on all sites' test parts
-        (one node: the model that a central server would train). Other partitions need labels: DataError.
+        Spans are equally long; the longest traces take the nodes that remain. ``iid`` pools the windows of
+        all sites, each scaled by its own site, and deals them at random; every node is then measured on all
+        sites' test parts (one node: the model that a central server would train). Other partitions need
+        labels: DataError.
         """
         match partition.name:
             case "auto" | "files":
@@ -157,7 +161,7 @@ class LteTraffic:
         return [
             site.shard(int(start), int(stop))
             for site, count in zip(self._sites, counts, strict=True)
-            for start, stop in _pairs(np.linspace(0, site.boundary, count + 1).round())
+            for start, stop in pairwise(np.linspace(0, site.boundary, count + 1).round())
         ]
 
     def _pooled(self, nodes: int, rng: np.random.Generator) -> list[Shard]:
@@ -193,7 +197,3 @@ def score(outputs: Tensor, targets: Tensor, *, scaling: Scaling) -> Evaluation:
     if nrmse:
         metrics["nrmse"] = sum(nrmse.values()) / len(nrmse)
     return Evaluation(loss=loss, metrics=metrics)
-
-
-def _pairs(cuts: np.ndarray) -> zip[tuple[float, float]]:
-    return zip(cuts[:-1], cuts[1:], strict=True)

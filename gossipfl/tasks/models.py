@@ -20,8 +20,9 @@ _DRAWING = threading.Lock()
 def build(model: ModelFactory, seed: int) -> nn.Module:
     """Make a module from ``seed`` alone: the same seed gives the same parameters.
 
-    torch's layers take their initial values from the process's default generator and offer no argument for another, so
-    that generator is seeded here and put back afterwards; the lock keeps two threads from sharing it meanwhile.
+    torch's layers take their initial values from the process's default generator and offer no argument for
+    another, so that generator is seeded here and put back afterwards; the lock keeps two threads from
+    sharing it meanwhile.
     """
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -51,7 +52,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def small_cnn(outputs: int) -> nn.Sequential:
-    """Return a net for 8x8 grey images (n, 1, 8, 8): two 3x3 convolutions, each halved by pooling, and one layer."""
+    """Return a net for 8x8 grey images (n, 1, 8, 8): two pooled 3x3 convolutions and one layer."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -65,7 +66,7 @@ def small_cnn(outputs: int) -> nn.Sequential:
 
 
 def balance_cnn(outputs: int) -> nn.Sequential:
-    """Return the CNN of the BALANCE study (Fang et al., 2024) for 28x28 images (n, 1, 28, 28): 139,960 parameters."""
+    """Return the CNN of the BALANCE study (Fang et al., 2024): (n, 1, 28, 28) in, 139,960 parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 30, 3),
         nn.ReLU(),
@@ -83,8 +84,9 @@ def balance_cnn(outputs: int) -> nn.Sequential:
 class MlpForecast(nn.Module):
     """Forecast of the next sample: the last one plus what a perceptron makes of the whole window.
 
-    The first ``outputs`` columns of a window (n, length, columns) are the ones forecast, in the same scale. Learning
-    the change leaves the sites with more in common than learning levels, and starts near the persistence forecast.
+    The first ``outputs`` columns of a window (n, length, columns) are the ones forecast, in the same scale.
+    Learning the change leaves the sites with more in common than learning levels, and starts near the
+    persistence forecast.
     """
 
     def __init__(self, length: int, columns: int, hidden: Sequence[int], outputs: int) -> None:
@@ -99,7 +101,7 @@ class MlpForecast(nn.Module):
 
 
 class LstmForecast(nn.Module):
-    """As ``MlpForecast``, with a long short-term memory (Hochreiter and Schmidhuber, 1997) over the window."""
+    """As ``MlpForecast``, with a long short-term memory (Hochreiter and Schmidhuber, 1997)."""
 
     def __init__(self, columns: int, hidden: int, outputs: int) -> None:
         super().__init__()

@@ -22,9 +22,10 @@ Floats = NDArray[np.float32]
 class NumpySoftmax:
     """Softmax regression over one float32 array: W (M, p) row by row, then b (M,).
 
-    The loss is the mean of -log softmax(W x + b)[y]; its gradient is (P - Y)^T X / n for W and the mean of P - Y for
-    b, with probabilities P and one-hot labels Y (n, M). ``initial`` (d,) is copied. ``vector`` is a torch view of the
-    same memory. Raises ConfigError for a device other than the CPU, LayoutError where ``layout`` is not W, b.
+    The loss is the mean of -log softmax(W x + b)[y]; its gradient is (P - Y)^T X / n for W and the mean of
+    P - Y for b, with probabilities P and one-hot labels Y (n, M). ``initial`` (d,) is copied. ``vector`` is
+    a torch view of the same memory. Raises ConfigError for a device other than the CPU, LayoutError where
+    ``layout`` is not W, b.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class NumpySoftmax:
             self._optimizer.step(self._vector, self._gradient_view)
         return TrainReport(total / steps if steps else float("nan"), steps, steps * self._batch)
 
+    @np.errstate(over="ignore", invalid="ignore")  # a diverged model shows in the loss, not as a warning
     def gradient(self, inputs: NDArray[Any], labels: NDArray[Any]) -> float:
-        """Write the gradient over the rows ``inputs`` (n, p) into the gradient buffer; return the mean loss."""
+        """Write the gradient over ``inputs`` (n, p) into the gradient buffer; return the mean loss."""
         log_probabilities = self._log_probabilities(inputs)
         each = np.arange(len(labels))
         loss = float(-log_probabilities[each, labels].mean(dtype=np.float64))
@@ -83,6 +85,7 @@ class NumpySoftmax:
         error.sum(axis=0, out=self._bias_gradient)
         return loss
 
+    @np.errstate(over="ignore", invalid="ignore")
     def evaluate(self) -> Evaluation:
         """Mean cross-entropy and accuracy on the shard's held-out data."""
         labels = self._shard.test_targets
@@ -107,8 +110,7 @@ class NumpySoftmax:
 
     def _log_probabilities(self, inputs: NDArray[Any]) -> Floats:
         """log softmax of W x + b, (n, M), shifted by the row's largest logit so that exp cannot overflow."""
-        with np.errstate(over="ignore", invalid="ignore"):  # a diverged model shows in the loss, not as a warning
-            logits: Floats = inputs @ self._weights.T + self._bias
-            logits -= logits.max(axis=1, keepdims=True)
-            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        logits: Floats = inputs @ self._weights.T + self._bias
+        logits -= logits.max(axis=1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return logits

@@ -1,7 +1,8 @@
 """Optimisers that step one flat vector in place.
 
-They do what the ones of ``torch.optim`` do. Those import torch's compiler at their first step (seconds of start-up and
-about a hundred megabytes for each process) and loop over parameter groups; one vector needs neither.
+They do what the ones of ``torch.optim`` do. Those import torch's compiler at their first step (seconds of
+start-up and about a hundred megabytes for each process) and loop over parameter groups; one vector needs
+neither.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gossipfl.tasks.base import TrainOptions
 
 
 class Optimizer(Protocol):
-    """Steps ``parameters`` (p,) in place along ``gradient`` (p,); ``state`` names its memory, live tensors."""
+    """Steps ``parameters`` (p,) in place along ``gradient`` (p,); ``state`` is its memory, live."""
 
     @property
     def state(self) -> dict[str, Tensor]:

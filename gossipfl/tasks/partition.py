@@ -1,7 +1,7 @@
 """Partitioners: how the examples of one labelled data set are dealt to nodes.
 
-Every function returns one ascending index array per node, disjoint, and draws from ``rng`` alone. A split that cannot be
-made raises DataError.
+Every function returns one ascending index array per node, disjoint, and draws from ``rng`` alone. A split
+that cannot be made raises DataError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REDRAWS = 200
 """How often a random split that leaves a node with too little is drawn again."""
 
 FEW = 10
-"""A node of a random split gets at least this many examples, or a quarter of an even share if that is less."""
+"""Least examples of a node in a random split, or a quarter of an even share if that is less."""
 
 
 def split(labels: Labels, nodes: int, partition: Partition, rng: np.random.Generator) -> Indices:
@@ -57,9 +57,10 @@ def iid(labels: Labels, nodes: int, rng: np.random.Generator) -> Indices:
 
 
 def dirichlet(labels: Labels, nodes: int, rng: np.random.Generator, *, alpha: float) -> Indices:
-    """Cut each class in proportions drawn from Dirichlet(alpha, ..., alpha) over the nodes (Hsu et al., 2019).
+    """Cut each class in proportions drawn from Dirichlet(alpha, ..., alpha) (Hsu et al., 2019).
 
-    Small ``alpha`` gives each node few classes. Drawn again, up to REDRAWS times, while a node has too little.
+    Small ``alpha`` gives each node few classes. Drawn again, up to REDRAWS times, while a node has too
+    little.
     """
     if not (alpha > 0 and np.isfinite(alpha)):
         raise DataError(f"dirichlet alpha = {alpha} is no concentration; use a finite number above 0")
@@ -78,11 +79,12 @@ def dirichlet(labels: Labels, nodes: int, rng: np.random.Generator, *, alpha: fl
 
 
 def label_groups(labels: Labels, nodes: int, rng: np.random.Generator, *, h: float) -> Indices:
-    """Send an example of class y to group y with probability h, else to another group at random (Fang et al., 2020).
+    """Send an example of class y to group y with probability h, else elsewhere (Fang et al., 2020).
 
-    Node i belongs to group i mod G, where G is the number of classes M, or ``nodes`` if that is less (class y then
-    belongs to group y mod G). Each other group gets the example with probability (1-h)/(G-1), each node of a group is
-    equally likely; h = 1/G is iid. Drawn again, up to REDRAWS times, while a node has too little.
+    Node i belongs to group i mod G, where G is the number of classes M, or ``nodes`` if that is less (class
+    y then belongs to group y mod G). Each other group gets the example with probability (1-h)/(G-1), each
+    node of a group is equally likely; h = 1/G is iid. Drawn again, up to REDRAWS times, while a node has
+    too little.
     """
     if not 0 <= h <= 1:
         raise DataError(f"label-groups h = {h} is no probability; use a number in [0, 1]")

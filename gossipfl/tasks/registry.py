@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from gossipfl.errors import ConfigError
@@ -77,6 +78,10 @@ TASKS: Mapping[str, TaskEntry] = {
 """The built-in tasks."""
 
 
+LISTS = frozenset(("hidden", "sites"))
+"""Options that may be a number or a list; all others are text."""
+
+
 def load_task(name: str, options: Mapping[str, object] | None = None) -> Task:
     """Return the task called ``name``, or made by the user's ``module:factory``.
 
@@ -92,7 +97,11 @@ def load_task(name: str, options: Mapping[str, object] | None = None) -> Task:
         raise ConfigError(
             f'task "{name}" is unknown; choose one of: {", ".join(TASKS)}, or your own as package.module:factory'
         )
-    for option in options:
+    for option, value in options.items():
         if option not in entry.options:
             raise ConfigError(f'task {name} has no option "{option}"; it has: {", ".join(entry.options)}')
+        if option not in LISTS and not isinstance(value, (str, PathLike)):
+            raise ConfigError(f'task {name}: {option} = {value!r} is no text; write {option} = "..."')
+        if option in LISTS and not isinstance(value, (str, int, list, tuple)):
+            raise ConfigError(f"task {name}: {option} = {value!r} is no list; write values between commas")
     return entry.load(**options)

@@ -1,4 +1,4 @@
-"""The learner for torch models: one flat vector, data resident on the device, as little per step as possible."""
+"""The learner for torch models: one flat vector, resident data, as little per step as possible."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ GATHER_BYTES = 16 << 20
 """Rows of several steps are gathered in one call up to this size; more would only cost memory."""
 
 EVALUATION_ROWS = 512
-"""Rows of one forward pass of ``evaluate``: bounds the activations of a convolutional net to tens of megabytes."""
+"""Rows of one forward pass of ``evaluate``: keeps a CNN's activations to tens of megabytes."""
 
 
 class TorchLearner:
     """Trains a torch module on one shard.
 
-    The module is moved to ``options.device`` and flattened there. A step is: gradient buffer to zero, forward,
-    backward, one in-place update of the whole vector. A batch is never larger than the shard. ``loss`` averages over
-    a batch; ``scorer`` judges the held-out outputs. Raises ConfigError for a device that is not there, an unknown
-    optimiser or a batch below 1, DataError for an empty shard.
+    The module is moved to ``options.device`` and flattened there. A step is: gradient buffer to zero,
+    forward, backward, one in-place update of the whole vector. A batch is never larger than the shard.
+    ``loss`` averages over a batch; ``scorer`` judges the held-out outputs. Raises ConfigError for a device
+    that is not there, an unknown optimiser or a batch below 1, DataError for an empty shard.
+
+    A module that draws in its forward pass (dropout) draws from torch's default generator, which torch gives
+    no way to replace: its runs repeat only where the process seeds that generator and trains one at a time.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class TorchLearner:
             return self._scorer(outputs, targets)
 
     def state(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs to go on bit for bit: plain tensors, nested dictionaries."""
+        """Return what a resumed run needs to go on bit for bit: tensors in nested dictionaries."""
         return {
             "module": {name: tensor.clone() for name, tensor in self._flat.module.state_dict().items()},
             "optimizer": {name: tensor.clone() for name, tensor in self._optimizer.state.items()},
@@ -148,7 +151,7 @@ def check_shard(shard: Shard, options: TrainOptions) -> None:
 
 
 def resident(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Return an array as a tensor on ``device``: float32 for values, int64 for labels, no copy where none is needed.
+    """Return an array as a float32 (values) or int64 (labels) tensor on ``device``.
 
     Read-only arrays (memory maps, shared shards) are copied, since torch cannot promise not to write.
     """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ CHANNELS = ("down", "up", "rnti_count", "mcs_down", "mcs_up")
 """What is forecast: volumes down and up, users (radio network temporary identifiers), mean coding schemes."""
 
 COLUMNS = (*CHANNELS, "mcs_down_var", "mcs_up_var", "rb_down", "rb_down_var", "rb_up", "rb_up_var")
-"""All measured columns of the schema; their order in a file does not matter, and other columns are not read."""
+"""All measured columns; their order in a file does not matter, and other columns are not read."""
 
 LARGEST = 1e30
 """No count, volume or variance comes near it; squares of what is below still fit into a float64."""
@@ -27,7 +28,7 @@ LARGEST = 1e30
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One site's measurements in time order: ``seconds`` (n,) and ``values`` (n, c), NaN where a cell is blank."""
+    """One site in time order: ``seconds`` (n,) and ``values`` (n, c), NaN where a cell is blank."""
 
     path: Path
     columns: tuple[str, ...]
@@ -41,7 +42,7 @@ class Trace:
 
 
 def find_traces(folder: Path, sites: Sequence[str] = ()) -> list[Path]:
-    """Return the CSV files of a folder by name, or those of ``sites`` alone; raises DataError where there are none."""
+    """Return a folder's CSV files by name, or those of ``sites``; raises DataError without any."""
     if not folder.is_dir():
         raise DataError(f"lte-traffic path {folder} is no folder; name the folder that holds the CSV traces")
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".csv" and path.is_file())
@@ -57,8 +58,8 @@ def find_traces(folder: Path, sites: Sequence[str] = ()) -> list[Path]:
 def read_trace(path: Path, columns: Sequence[str]) -> Trace:
     """Read ``columns`` of one trace; blank cells become NaN.
 
-    Raises DataError with file, line and column for a missing column, a row of another length, a time that cannot be
-    read or does not grow, and a value that is no finite number from 0 to LARGEST.
+    Raises DataError with file, line and column for a missing column, a row of another length, a time that
+    cannot be read or does not grow, and a value that is no finite number from 0 to LARGEST.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -67,7 +68,17 @@ def read_trace(path: Path, columns: Sequence[str]) -> Trace:
         raise DataError(f"{path} cannot be read as CSV text in UTF-8: {error}") from error
 
 
-def _parse(rows: csv._reader, path: Path, columns: tuple[str, ...]) -> Trace:  # noqa: SLF001
+class _Rows(Protocol):
+    """What ``csv.reader`` returns: rows of cells, and the line of the file that was read last."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]: ...
+
+    def __next__(self) -> list[str]: ...
+
+
+def _parse(rows: _Rows, path: Path, columns: tuple[str, ...]) -> Trace:
     header = [name.strip() for name in next(rows, [])]
     for name in (TIME, *columns):
         if header.count(name) != 1:

@@ -2,11 +2,12 @@
 
 Real traces have blanks. Three rules deal with them, none of which looks ahead in time:
 
-1. A row that counts no user and has no mean coding scheme says that nothing was measured: its zeros are no values.
-2. A blank among the inputs is filled with the last value before it, for at most LONGEST_FILL rows. (A coding scheme is
-   blank where nobody sent in those two minutes; the last one known is the natural guess.)
-3. A window is left out where a value to be forecast is blank, an input still is, or a step in time is longer than
-   PERIOD_S. What is learnt and measured is therefore always something that was observed.
+1. A row that counts no user and has no mean coding scheme says that nothing was measured: its zeros are no
+   values.
+2. A blank among the inputs is filled with the last value before it, for at most LONGEST_FILL rows. (A coding
+   scheme is blank where nobody sent in those two minutes; the last one known is the natural guess.)
+3. A window is left out where a value to be forecast is blank, an input still is, or a step in time is longer
+   than PERIOD_S. What is learnt and measured is therefore always something that was observed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ LONGEST_FILL = 5
 """Blank rows in a row that are filled: half a window."""
 
 VOLUMES = frozenset(("down", "up", "rb_down", "rb_up"))
-"""Columns with heavy tails: a busy two minutes carry ten times the median. They are scaled after a cube root, which
-makes sums of bursts close to normal (Wilson and Hilferty, 1931) and, other than a logarithm, keeps zeros near."""
+"""Columns with heavy tails, where busy minutes carry ten times the median.
+
+They are scaled after a cube root, which brings sums of bursts close to normal (Wilson and Hilferty, 1931) and, other
+than a logarithm, does not blow up the difference between nothing and little.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Scaling:
 
     @classmethod
     def fit(cls, values: Floats, columns: tuple[str, ...]) -> Scaling:
-        """Fit mean and deviation to the cells of ``values`` (n, c) that are not NaN; a constant column keeps 1."""
+        """Fit to the cells of ``values`` (n, c) that are not NaN; a constant column has deviation 1."""
         volume = np.array([column in VOLUMES for column in columns])
         shaped = np.where(volume, np.cbrt(values), values)
         known = ~np.isnan(shaped)
@@ -97,7 +101,7 @@ class Measured:
         return Measured(self.columns, self.seconds[start:stop], self.values[start:stop])
 
     def windows(self, scaling: Scaling) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return all complete windows, scaled: inputs (n, LENGTH, c) and targets (n, 5), by the other two rules."""
+        """Return all complete windows, scaled: inputs (n, LENGTH, c) and targets (n, 5)."""
         if len(self) <= LENGTH:
             width = len(self.columns)
             return np.empty((0, LENGTH, width), np.float32), np.empty((0, len(CHANNELS)), np.float32)

@@ -149,6 +149,7 @@ class Plan:
             mode=spec.mode,
             join_timeout_s=spec.gossip.join_timeout_s,
             drain_s=spec.gossip.drain_s,
+            leave_together=True,
             personalise_steps=spec.personalise_steps,
         )
 

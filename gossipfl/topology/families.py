@@ -14,7 +14,7 @@ from gossipfl.errors import TopologyError
 from gossipfl.topology import random_graphs
 from gossipfl.topology.files import find_file, library, read_topology
 from gossipfl.topology.graph import Edge, Topology, canonical_edges
-from gossipfl.topology.limits import MAX_EDGES, MAX_NODES
+from gossipfl.topology.limits import MAX_NODES, check_edges
 
 REDRAWS = 100  # draws of a random graph before it counts as never connected
 
@@ -54,6 +54,7 @@ def _line(nodes: int, _options: Options, _seed: int) -> Iterable[Edge]:
 
 
 def _complete(nodes: int, _options: Options, _seed: int) -> Iterable[Edge]:
+    check_edges("complete", nodes * (nodes - 1) / 2)
     return ((i, j) for i in range(nodes) for j in range(i + 1, nodes))
 
 
@@ -133,6 +134,7 @@ def _dumbbell(nodes: int, options: Options, _seed: int) -> Iterable[Edge]:
             f'topology "dumbbell": {bridges} bridges between halves of {left} and {nodes - left} nodes; '
             f"give 1 to {nodes - left}"
         )
+    check_edges("dumbbell", left * (left - 1))
     for first, last in ((0, left), (left, nodes)):
         yield from ((i, j) for i in range(first, last) for j in range(i + 1, last))
     yield from ((i, left + i) for i in range(bridges))
@@ -258,21 +260,13 @@ def _from_family(name: str, family: Family, nodes: int | None, given: Mapping[st
     root = derive_seed(seed, "topology")
     for attempt in range(REDRAWS if family.random else 1):
         drawn = family.build(nodes, chosen, derive_seed(root, attempt) if attempt else root)
-        topology = Topology(name, nodes, canonical_edges(_bounded(name, drawn)))
+        topology = Topology(name, nodes, canonical_edges(drawn))
         if topology.is_connected:
             return topology
     raise TopologyError(
         f'topology "{name}" with {nodes} nodes and {_told(chosen)} was never connected in {REDRAWS} draws; '
         "choose options that make more edges"
     )
-
-
-def _bounded(name: str, edges: Iterable[Edge]) -> Iterable[Edge]:
-    """Pass edges on while they are few enough to hold; each may come twice, once per direction."""
-    for count, edge in enumerate(edges):
-        if count >= 2 * MAX_EDGES:
-            raise TopologyError(f'topology "{name}" would have more than {MAX_EDGES} edges; give fewer nodes')
-        yield edge
 
 
 def _told(options: Options) -> str:

@@ -52,10 +52,9 @@ def library() -> dict[str, Path]:
 def find_file(name: str) -> Path | None:
     """Return the graph file that ``name`` means: a path, else a name in the library, else None."""
     path = Path(name)
-    looks_like_path = path.suffix.lower() in READERS or len(path.parts) != 1
-    if looks_like_path or path.is_file():
+    if path.suffix.lower() in READERS or len(path.parts) != 1:
         return path
-    return library().get(name.lower())
+    return library().get(name.lower()) or (path if path.is_file() else None)
 
 
 def read_topology(path: str | Path, *, largest: bool = False) -> Topology:

@@ -13,8 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology.graph import Position, Topology
-from gossipfl.topology.limits import MAX_EDGES, MAX_NODES
-from gossipfl.topology.raw import RawGraph
+from gossipfl.topology.raw import RawGraph, check_size
 
 _DECLARATION = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
 _DEPTH = 64  # elements within elements; the Topology Zoo needs 7
@@ -69,19 +68,16 @@ def _root(text: str, where: str) -> ET.Element | None:
     parser: Any = ET.XMLPullParser(("start", "end"))
     root: ET.Element | None = None
     depth = nodes = edges = 0
-    for start in range(0, len(text), 1 << 16):
-        parser.feed(text[start : start + (1 << 16)])
+    for begin in range(0, len(text), 1 << 16):
+        parser.feed(text[begin : begin + (1 << 16)])
         for event, element in parser.read_events():
-            depth += 1 if event == "start" else -1
             root = element if root is None else root
-            if event == "start":
-                nodes += _local(element) == "node"
-                edges += _local(element) == "edge"
-        if depth > _DEPTH or nodes > MAX_NODES or edges > MAX_EDGES:
-            raise TopologyError(
-                f"{where}: deeper than {_DEPTH} elements, or more than {MAX_NODES} nodes or {MAX_EDGES} "
-                "edges; take a part of the graph"
-            )
+            depth += 1 if event == "start" else -1
+            nodes += event == "start" and _local(element) == "node"
+            edges += event == "start" and _local(element) == "edge"
+            if depth > _DEPTH:
+                raise TopologyError(f"{where}: deeper than {_DEPTH} elements; flatten the graph")
+        check_size(where, nodes, edges)
     parser.close()
     return root
 
@@ -97,7 +93,9 @@ def _by_id(graph: ET.Element, where: str) -> dict[str, ET.Element]:
         if _local(element) == "node":
             name = element.get("id")
             if name is None or name in found:
-                raise TopologyError(f'{where}: node id "{name}" is missing or used twice; give each node its own id')
+                raise TopologyError(
+                    f"{where}: node id {str(name)[:60]!r} is missing or used twice; give each node its own id"
+                )
             found[name] = element
     return found
 
@@ -108,7 +106,9 @@ def _links(graph: ET.Element, number: dict[str, int], where: str) -> Iterator[tu
             ends = element.get("source", ""), element.get("target", "")
             for end in ends:
                 if end not in number:
-                    raise TopologyError(f'{where}: an edge ends at "{end}", which is no node; add it or drop the edge')
+                    raise TopologyError(
+                        f"{where}: an edge ends at {end[:60]!r}, which is no node; add it or drop the edge"
+                    )
             yield number[ends[0]], number[ends[1]]
 
 

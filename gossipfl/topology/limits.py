@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from gossipfl.errors import TopologyError
+
 MAX_NODES = 100_000
 MAX_EDGES = 2_000_000
 MAX_FILE_BYTES = 32 * 1024 * 1024
 MAX_LABEL_CHARACTERS = 200
+
+
+def check_edges(family: str, edges: float) -> None:
+    """Refuse a graph of too many ``edges``, counted or expected, before it is made."""
+    if edges > MAX_EDGES:
+        raise TopologyError(
+            f'topology "{family}" would have about {edges:.0f} edges; give fewer nodes or a sparser graph, '
+            f"at most {MAX_EDGES} edges"
+        )

@@ -8,18 +8,9 @@ from typing import Any, cast
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology.graph import Edge
-from gossipfl.topology.limits import MAX_EDGES
+from gossipfl.topology.limits import check_edges
 
 Options = Mapping[str, Any]
-
-
-def _check_edges(family: str, edges: float) -> None:
-    """Refuse a draw that would hold too many edges before it is made."""
-    if edges > MAX_EDGES:
-        raise TopologyError(
-            f'topology "{family}" would have about {edges:.0f} edges; give fewer nodes or a sparser graph, '
-            f"at most {MAX_EDGES} edges"
-        )
 
 
 def random_regular(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
@@ -31,7 +22,7 @@ def random_regular(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
 
     degree = options["degree"]
     _check_degree(nodes, degree)
-    _check_edges("random-regular", nodes * degree / 2)
+    check_edges("random-regular", nodes * degree / 2)
     if 2 * degree <= nodes:
         return cast("Iterable[Edge]", nx.random_regular_graph(degree, nodes, seed=seed).edges())
     # Pairing stubs at random rarely succeeds on dense graphs; the complement is sparse and just as uniform.
@@ -63,7 +54,7 @@ def erdos_renyi(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
         p = min(1.0, 2 * math.log(nodes) / nodes)
     if not 0 < p <= 1:
         raise TopologyError(f'topology "erdos-renyi": p is {p:g}; give a probability above 0 and at most 1')
-    _check_edges("erdos-renyi", p * nodes * (nodes - 1) / 2)
+    check_edges("erdos-renyi", p * nodes * (nodes - 1) / 2)
     return cast("Iterable[Edge]", nx.fast_gnp_random_graph(nodes, p, seed=seed).edges())
 
 
@@ -81,7 +72,7 @@ def small_world(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
         )
     if not 0 <= rewire <= 1:
         raise TopologyError(f'topology "small-world": rewire is {rewire:g}; give a probability from 0 to 1')
-    _check_edges("small-world", nodes * k / 2)
+    check_edges("small-world", nodes * k / 2)
     return cast("Iterable[Edge]", nx.watts_strogatz_graph(nodes, k, rewire, seed=seed).edges())
 
 
@@ -95,5 +86,5 @@ def barabasi_albert(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
     m = options["m"]
     if not 1 <= m < nodes:
         raise TopologyError(f'topology "barabasi-albert": m is {m} with {nodes} nodes; give 1 to {nodes - 1}')
-    _check_edges("barabasi-albert", m * (nodes - m))
+    check_edges("barabasi-albert", m * (nodes - m))
     return cast("Iterable[Edge]", nx.barabasi_albert_graph(nodes, m, seed=seed).edges())

@@ -29,7 +29,7 @@ def parse_edge_list(text: str, where: str) -> RawGraph:
         if not fields or (not pairs and tuple(name.lower() for name in fields[:2]) in _HEADERS):
             continue
         if len(fields) < 2 or not all(fields[:2]):
-            raise TopologyError(f'{where}, line {number}: "{line.strip()[:40]}" is no edge; give two node names')
+            raise TopologyError(f"{where}, line {number}: {line.strip()[:40]!r} is no edge; give two node names")
         wider += len(fields) > 2
         pairs.append((fields[0], fields[1]))
         check_size(where, 0, len(pairs))
@@ -80,7 +80,7 @@ def parse_json(text: str, where: str) -> RawGraph:
         raise TopologyError(f'{where}: give an object with "nodes" and "edges"')
     unknown = [key for key in document if key not in _KEYS]
     if unknown:
-        raise TopologyError(f'{where}: key "{unknown[0]}" is unknown; choose among: {", ".join(_KEYS)}')
+        raise TopologyError(f"{where}: key {unknown[0][:60]!r} is unknown; choose among: {', '.join(_KEYS)}")
     names = _names(document["nodes"], where)
     nodes = document["nodes"] if names is None else len(names)
     edges = document["edges"]
@@ -106,7 +106,7 @@ def _names(nodes: Any, where: str) -> list[str] | None:
         raise TopologyError(f'{where}: "nodes" is neither a list of names nor a number; give one of them')
     if len(set(nodes)) < len(nodes):
         twice = next(name for name in nodes if nodes.count(name) > 1)
-        raise TopologyError(f'{where}: node "{twice}" is named twice; give each node its own name')
+        raise TopologyError(f"{where}: node {twice[:60]!r} is named twice; give each node its own name")
     return nodes
 
 

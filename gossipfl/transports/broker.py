@@ -39,7 +39,7 @@ from gossipfl.transports.broker_client import BrokerClient, BrokerLimits, new_sc
 from gossipfl.transports.mqtt_packets import ConnectReturn, PacketError, PacketType, Publish
 from gossipfl.transports.subscriptions import Subscriptions
 
-PASSWORD_VARIABLE = "GOSSIPFL_BROKER_PASSWORD"
+PASSWORD_VARIABLE = "GOSSIPFL_BROKER_PASSWORD"  # noqa: S105  # the name of a variable
 """The environment variable with the password; a command line would show it to every user of the machine."""
 
 _SWEEP_S = 1.0

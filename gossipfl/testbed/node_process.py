@@ -1,0 +1,104 @@
+"""One node of a testbed: a forked process with the agent of a real deployment in it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gossipfl.agent import Agent
+from gossipfl.compute import ThreadCompute
+from gossipfl.errors import GossipflError
+from gossipfl.testbed.observe import NodeObserver
+from gossipfl.testbed.pipe import PipeWriter
+from gossipfl.testbed.plan import node_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gossipfl.testbed.plan import Plan
+    from gossipfl.transports.base import Transport
+
+    MakeTransport = Callable[[int], Transport]
+
+PR_SET_PDEATHSIG = 1
+MAX_VECTOR_BYTES = 64 << 20
+"""A larger final vector stays at its node: consensus distance is then unknown."""
+
+
+def node_process(plan: Plan, node: int, make_transport: MakeTransport, descriptor: int, parent: int) -> NoReturn:
+    """Be a node from fork to exit; never returns to the code that forked."""
+    code = 1
+    pipe = PipeWriter(descriptor)
+    try:
+        _become_child(parent)
+        ended = asyncio.run(_run(plan, node, make_transport, pipe))
+        pipe.end(**ended, **_memory())
+        code = 0
+    except GossipflError as error:
+        pipe.end(error=str(error), kind=type(error).__name__)
+    except BrokenPipeError:
+        pass  # the testbed is gone
+    except BaseException as error:  # noqa: BLE001 - a forked child must never run its parent's handlers
+        trace = traceback.format_exc()
+        sys.stderr.write(f"{node_name(node)}: {trace}")
+        pipe.end(error=f"{type(error).__name__}: {error}", kind="crash")
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _become_child(parent: int) -> None:
+    """Die with the parent, and leave Ctrl-C to it: it asks its nodes to end with SIGTERM."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+async def _run(plan: Plan, node: int, make_transport: MakeTransport, pipe: PipeWriter) -> dict[str, Any]:
+    learner = plan.learner(node)
+    agent = Agent(
+        plan.core(node, learner),
+        learner,
+        make_transport(node),
+        ThreadCompute(node_name(node)),
+        plan.options(),
+        NodeObserver(plan, node, pipe.row, pipe.event),
+        plan.liar(node),
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.stop)
+    result = await agent.run()
+    vector = learner.vector.detach().cpu().numpy()
+    personal = result.personalised
+    return {
+        "rounds": result.rounds,
+        "digest": result.digest.hex(),
+        "vector": vector.tobytes() if vector.nbytes <= MAX_VECTOR_BYTES else None,
+        "dropped": result.dropped,
+        "personalised": None
+        if personal is None
+        else {"loss": personal.loss, "accuracy": personal.accuracy, **personal.metrics},
+    }
+
+
+def _memory() -> dict[str, int]:
+    """Return this process's peak resident size, and what of its memory now is its own, in bytes."""
+    usage = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    try:
+        for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
+            name, value = line.split(":")
+            kib = int(value.split()[0])
+            if name in {"Private_Clean", "Private_Dirty"}:
+                usage["private_bytes"] = usage.get("private_bytes", 0) + kib * 1024
+            elif name == "Pss":
+                usage["pss_bytes"] = kib * 1024
+    except (OSError, ValueError):
+        pass
+    return usage

@@ -1,0 +1,232 @@
+"""Carry out one run with real agents: in virtual time (memory) or as processes (mqtt)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from gossipfl.errors import GossipflError, TransportUnavailable
+from gossipfl.records import Event, NodeRound
+from gossipfl.summary import RunFacts, summarise
+from gossipfl.testbed.plan import FEDERATION, Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gossipfl.config import RunSpec
+    from gossipfl.records import Progress, RunRecords
+    from gossipfl.testbed.node_process import MakeTransport
+    from gossipfl.testbed.supervisor import Child
+
+
+class _Keeper:
+    """Gives rows and events to the records and to whoever watches; notes when all nodes had their first round."""
+
+    def __init__(self, plan: Plan, records: RunRecords, progress: Progress) -> None:
+        self._nodes = plan.spec.nodes
+        self._records = records
+        self._progress = progress
+        self._began: set[int] = set()
+        self.started_s = time.monotonic() if records.started_s is None else records.started_s
+        self.startup_s: float | None = None
+        self.lost: set[int] = set()
+
+    def row(self, row: NodeRound) -> None:
+        self._records.add_round(row)
+        self._progress.on_round(row)
+        if self.startup_s is None:
+            self._began.add(row.node)
+            if len(self._began) == self._nodes:
+                self.startup_s = self.elapsed_s()
+
+    def event(self, event: Event) -> None:
+        self._records.add_event(event)
+        self._progress.on_event(event)
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started_s
+
+
+def run_testbed(spec: RunSpec, records: RunRecords, progress: Progress) -> dict[str, Any]:
+    """Run the network that ``spec`` describes and return its summary; records are written as it goes."""
+    plan = Plan(spec)
+    keeper = _Keeper(plan, records, progress)
+    if spec.transport == "memory":
+        return _run_virtual(plan, records, keeper)
+    return _run_processes(plan, records, keeper)
+
+
+def prepare(plan: Plan, records: RunRecords) -> None:
+    """Find every mistake, load the data, and let torch load all that a training step needs, once for all nodes."""
+    _one_thread()
+    plan.check()
+    records.write_topology(plan.topology)
+    learner = plan.learner(0)
+    learner.train(1)  # an optimiser's first step imports torch's compiler: seconds and 120 MB in each process
+    learner.evaluate()
+
+
+def _one_thread() -> None:
+    """One torch thread per node: the nodes themselves keep the cores busy."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run_virtual(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, Any]:
+    from gossipfl.testbed.virtual import run_in_virtual_time
+
+    prepare(plan, records)
+    run = run_in_virtual_time(plan, keeper.row, keeper.event)
+    vectors = {node: agent.learner.vector.detach().cpu().numpy() for node, agent in enumerate(run.agents)}
+    ends = {
+        node: {
+            "digest": result.digest.hex(),
+            "personalised": None
+            if result.personalised is None
+            else {
+                "loss": result.personalised.loss,
+                "accuracy": result.personalised.accuracy,
+                **result.personalised.metrics,
+            },
+            "dropped": result.dropped,
+        }
+        for node, result in enumerate(run.results)
+    }
+    return _finish(plan, records, keeper, vectors, ends, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, Any]:
+    with mqtt_network(plan) as make_transport:
+        prepare(plan, records)
+        from gossipfl.testbed.supervisor import Supervisor
+
+        async def run() -> Supervisor:
+            supervisor = Supervisor(plan, make_transport, keeper.row, keeper.event, keeper.elapsed_s)
+            await supervisor.run()
+            return supervisor
+
+        supervisor = asyncio.run(run())
+    _raise_common_failure(supervisor.children)
+    vectors, ends = _gather(plan, supervisor.children)
+    keeper.lost = {child.node for child in supervisor.children if child.node not in ends}
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peaks = [end["peak_rss_bytes"] for end in ends.values()]
+    summary = _finish(plan, records, keeper, vectors, ends, own + sum(peaks))
+    if supervisor.interrupted:
+        records.write_summary({**summary, "interrupted": True})
+        raise KeyboardInterrupt
+    return summary
+
+
+def _raise_common_failure(children: list[Child]) -> None:
+    """Where every node failed for the same reason the run has failed, and the reason is the user's to mend."""
+    errors = {child.end["error"]: child.end["kind"] for child in children if child.end and "error" in child.end}
+    if len(errors) >= 1 and all(child.end is not None and "error" in child.end for child in children):
+        text, kind = next(iter(errors.items()))
+        raise TransportUnavailable(text) if kind == "TransportUnavailable" else GossipflError(text)
+
+
+def _gather(plan: Plan, children: list[Child]) -> tuple[dict[int, np.ndarray], dict[int, dict[str, Any]]]:
+    import numpy as np
+
+    ends = {child.node: child.end for child in children if child.end is not None and "error" not in child.end}
+    vectors = {
+        node: np.frombuffer(end["vector"], dtype="<f4") for node, end in ends.items() if end["vector"] is not None
+    }
+    return vectors, ends
+
+
+def _finish(
+    plan: Plan,
+    records: RunRecords,
+    keeper: _Keeper,
+    vectors: Mapping[int, np.ndarray],
+    ends: Mapping[int, Mapping[str, Any]],
+    peak_rss_bytes: int,
+) -> dict[str, Any]:
+    from gossipfl.topology.analysis import spectral_gap
+
+    spec = plan.spec
+    honest = [node for node in range(spec.nodes) if node not in plan.byzantine]
+    facts = RunFacts(
+        engine="testbed",
+        transport=spec.transport,
+        model_parameters=next((vector.size for vector in vectors.values()), None),
+        byzantine=sorted(plan.byzantine),
+        topology_name=plan.topology.name,
+        topology_edges=len(plan.topology.edges),
+        spectral_gap=spectral_gap(plan.topology),
+        wall_s=keeper.elapsed_s(),
+        startup_s=keeper.startup_s,
+        cores=os.cpu_count(),
+        consensus_distance=_consensus_distance([vectors[node] for node in honest if node in vectors]),
+        vector_digests={node: ends[node]["digest"] for node in honest if node in ends},
+        peak_rss_bytes=peak_rss_bytes,
+        lost=keeper.lost,
+    )
+    summary = summarise(spec, facts, records.statistics)
+    private = [end["private_bytes"] for end in ends.values() if "private_bytes" in end]
+    proportional = [end["pss_bytes"] for end in ends.values() if "pss_bytes" in end]
+    summary["private_bytes_per_node_median"] = int(median(private)) if private else None
+    summary["pss_bytes_nodes"] = sum(proportional) if proportional else None
+    summary["personalised"] = {str(node): end["personalised"] for node, end in ends.items()} if any(
+        end.get("personalised") for end in ends.values()
+    ) else None
+    summary["dropped"] = _total_dropped(ends)
+    if spec.keep_vectors:
+        _keep_vectors(plan, records, vectors)
+    records.write_summary(summary)
+    return summary
+
+
+def _total_dropped(ends: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for end in ends.values():
+        for reason, count in end["dropped"].items():
+            total[reason] = total.get(reason, 0) + count
+    return dict(sorted(total.items()))
+
+
+def _consensus_distance(vectors: list[np.ndarray]) -> float | None:
+    """Return sqrt(mean_i ||x_i - mean_j x_j||^2), or None where there are no vectors."""
+    if not vectors:
+        return None
+    import numpy as np
+
+    mean = np.mean(vectors, axis=0, dtype=np.float64)
+    return float(np.sqrt(np.mean([np.sum((vector - mean) ** 2, dtype=np.float64) for vector in vectors])))
+
+
+def _keep_vectors(plan: Plan, records: RunRecords, vectors: Mapping[int, np.ndarray]) -> None:
+    import numpy as np
+
+    np.savez(records.out / "vectors.npz", **{str(node): vector for node, vector in vectors.items()})
+
+
+@contextlib.contextmanager
+def mqtt_network(plan: Plan) -> Iterator[MakeTransport]:
+    """Provide an MQTT broker for the run (its own, unless the spec names one) and a maker of transports to it."""
+    from gossipfl.transports.broker import start_broker_process
+    from gossipfl.transports.mqtt import MqttOptions, MqttTransport
+
+    broker = plan.spec.broker
+    with contextlib.ExitStack() as stack:
+        if broker.host is not None:
+            host, port = broker.host, broker.port or (8883 if broker.tls else 1883)
+        else:
+            own = stack.enter_context(start_broker_process(port=broker.port or 0))
+            host, port = own.host, own.port
+        options = MqttOptions(host=host, port=port, federation=FEDERATION)
+
+        def make_transport(node: int) -> MqttTransport:
+            return MqttTransport(plan.identities[node].peer_id, plan.peers(node), options)
+
+        yield make_transport

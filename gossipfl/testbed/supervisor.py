@@ -1,0 +1,154 @@
+"""The parent of a testbed's node processes: forks them, listens to them, and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gossipfl.records import Event, NodeRound
+from gossipfl.testbed.pipe import PipeReader
+from gossipfl.testbed.plan import node_name
+
+if TYPE_CHECKING:
+    from gossipfl.testbed.node_process import MakeTransport
+    from gossipfl.testbed.plan import Plan
+
+READ_BYTES = 1 << 20
+KILL_AFTER_S = 30.0
+"""How long nodes may take to drain after they were asked to end."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One node process and what it has told so far."""
+
+    node: int
+    pid: int
+    descriptor: int
+    reader: PipeReader = field(default_factory=PipeReader.new)
+    end: dict[str, Any] | None = None
+    status: int | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Supervisor:
+    """Runs one process per node and passes on what they tell.
+
+    ``keep_row`` and ``keep_event`` take rows and events as they come; ``elapsed_s`` is the run's clock for events
+    that only the parent can see: a node that died. A first interrupt asks all nodes to finish their round and leave,
+    a second one kills them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        make_transport: MakeTransport,
+        keep_row: Callable[[NodeRound], None],
+        keep_event: Callable[[Event], None],
+        elapsed_s: Callable[[], float],
+    ) -> None:
+        self._plan = plan
+        self._make_transport = make_transport
+        self._keep_row = keep_row
+        self._keep_event = keep_event
+        self._elapsed_s = elapsed_s
+        self.children: list[Child] = []
+        self.interrupted = False
+        self._failed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Fork all nodes and wait for their end; raises whatever made a node fail before its first round."""
+        loop = asyncio.get_running_loop()
+        gc.collect()
+        gc.freeze()  # keeps the collector from touching, and so copying, the pages that children share
+        try:
+            for node in range(self._plan.spec.nodes):
+                self._fork(node)
+        finally:
+            gc.unfreeze()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.interrupt)
+        try:
+            for child in self.children:
+                await child.done.wait()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            await self._reap()
+
+    def _fork(self, node: int) -> None:
+        from gossipfl.testbed.node_process import node_process
+
+        parent = os.getpid()
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            for child in self.children:
+                os.close(child.descriptor)
+            _leave_loop()
+            node_process(self._plan, node, self._make_transport, writing, parent)
+        os.close(writing)
+        os.set_blocking(reading, False)
+        child = Child(node, pid, reading)
+        self.children.append(child)
+        asyncio.get_running_loop().add_reader(reading, self._read, child)
+
+    def _read(self, child: Child) -> None:
+        try:
+            data = os.read(child.descriptor, READ_BYTES)
+        except BlockingIOError:
+            return
+        for told in child.reader.feed(data):
+            if isinstance(told, Event):
+                self._keep_event(told)
+            elif isinstance(told, NodeRound):
+                self._keep_row(told)
+            else:
+                child.end = told
+        if not data:
+            self._finish(child)
+
+    def _finish(self, child: Child) -> None:
+        """The pipe is closed: the process has ended, or is about to."""
+        asyncio.get_running_loop().remove_reader(child.descriptor)
+        os.close(child.descriptor)
+        _, child.status = os.waitpid(child.pid, 0)
+        child.done.set()
+        code = os.waitstatus_to_exitcode(child.status)
+        if child.end is None or "error" in child.end:
+            told = {} if child.end is None else {"error": child.end["error"]}
+            how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
+            self._keep_event(Event(self._elapsed_s(), "died", node_name(child.node), {**how, **told}))
+
+    def interrupt(self) -> None:
+        """Ask all nodes to end; the second time, kill them."""
+        again, self.interrupted = self.interrupted, True
+        self.end_all(signal.SIGKILL if again else signal.SIGTERM)
+        if not again:
+            asyncio.get_running_loop().call_later(KILL_AFTER_S, self.end_all, signal.SIGKILL)
+
+    def end_all(self, number: signal.Signals) -> None:
+        """Send a signal to all nodes that still run."""
+        for child in self.children:
+            if not child.done.is_set():
+                os.kill(child.pid, number)
+
+    async def _reap(self) -> None:
+        """Whatever happens to the parent's task, no child outlives it."""
+        self.end_all(signal.SIGKILL)
+        for child in self.children:
+            if not child.done.is_set():
+                self._finish(child)
+
+
+def _leave_loop() -> None:
+    """Forget, in a forked child, the event loop that its parent runs."""
+    asyncio._set_running_loop(None)  # type: ignore[attr-defined]
+    asyncio.set_event_loop(None)
+    signal.set_wakeup_fd(-1)

@@ -1,0 +1,205 @@
+"""One MQTT connection, from its opening to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiomqtt
+
+from gossipfl.errors import TransportUnavailable
+from gossipfl.transports.base import PeerId
+from gossipfl.transports.mqtt_options import MqttOptions, Topics
+
+Deliver = Callable[[PeerId | None, bytes], None]
+"""Takes a frame and its sender, or None when the topic is nobody's."""
+
+_SOCKET_BUFFER_BYTES = 1 << 20  # a whole frame goes to the kernel in one piece
+_CONCURRENT_PUBLISHES = 4
+_REFUSED = 0x80
+_LOGIN_REFUSALS = frozenset({132, 133, 134, 135})  # aiomqtt gives CONNACK codes 1, 2, 4 and 5 these MQTT 5 numbers
+
+
+class LoginRefused(TransportUnavailable):
+    """The broker said no to this client, or the client to the broker's certificate: trying again is no use."""
+
+
+class MqttSession:
+    """One connection to the broker: ``open`` it, ``send`` while ``watch`` runs, and ``close`` it in any case.
+
+    A frame goes from the socket to ``deliver`` within one callback of the event loop; nothing is queued between.
+    """
+
+    def __init__(self, me: PeerId, options: MqttOptions, topics: Topics, deliver: Deliver) -> None:
+        self._me = me
+        self._options = options
+        self._topics = topics
+        self._deliver = deliver
+        self._probes: dict[str, asyncio.Event] = {}
+        self._slots = asyncio.Semaphore(_CONCURRENT_PUBLISHES)
+        self._sending: set[asyncio.Timeout] = set()
+        self._broken = False
+        self._client = self._new_client()
+
+    def _new_client(self) -> aiomqtt.Client:
+        options = self._options
+        tcp = options.socket_path is None
+        socket_options = [(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)]
+        if tcp:
+            socket_options.append((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
+        return aiomqtt.Client(
+            options.socket_path or options.host,
+            options.port,
+            transport="tcp" if tcp else "unix",
+            username=options.username,
+            password=options.password,
+            identifier=f"gossipfl-{options.federation}-{self._me}",
+            clean_session=True,
+            keepalive=options.keepalive_s,
+            timeout=options.timeout_s,
+            tls_context=options.tls.context() if options.tls else None,
+            socket_options=socket_options,
+            queue_type=_inlet(self._arrived),
+        )
+
+    async def open(self) -> None:
+        """Connect; raises LoginRefused when trying again is no use, and TransportUnavailable otherwise.
+
+        aiomqtt connects in a thread that cannot be stopped: a cancelled ``open`` waits until it is done.
+        """
+        opening = asyncio.create_task(self._client.__aenter__(), name=f"mqtt[{self._me}].open")
+        try:
+            await asyncio.shield(opening)
+        except aiomqtt.MqttError as error:
+            await self.close()
+            raise _unavailable(error, self._options) from None
+        except asyncio.CancelledError:
+            with contextlib.suppress(aiomqtt.MqttError):
+                await opening
+            await self.close()
+            raise
+
+    async def watch(self) -> None:
+        """Return, never: raises TransportUnavailable when the connection breaks."""
+        try:
+            async for _ in self._client.messages:  # none ever comes this way, see _Inlet
+                pass
+        except aiomqtt.MqttError as error:
+            raise TransportUnavailable(f"connection lost: {error.__cause__ or error}") from None
+        finally:
+            self._broken = True
+            loop = asyncio.get_running_loop()
+            for sending in self._sending:
+                sending.reschedule(loop.time())
+
+    async def set_up(self) -> None:
+        """Subscribe, and make sure that the broker passes on what this site publishes.
+
+        An MQTT broker refuses in silence what its ACL does not allow, so the site sends itself a message on each
+        kind of topic. Raises TransportUnavailable that names the topic.
+        """
+        probes = self._topics.probes()
+        try:
+            await self._subscribe([*self._topics.sender_of, *probes])
+            for topic in probes:
+                await self._probe(topic)
+            await self._client.unsubscribe(self._topics.broadcast)
+        except aiomqtt.MqttError as error:
+            raise _unavailable(error, self._options) from None
+
+    async def _subscribe(self, topics: Sequence[str]) -> None:
+        wanted: list[tuple[str, int]] = [(topic, self._options.qos) for topic in topics]
+        granted: Sequence[Any] = await self._client.subscribe(wanted)
+        for topic, code in zip(topics, granted, strict=True):
+            if getattr(code, "value", code) >= _REFUSED:
+                raise LoginRefused(
+                    f"the MQTT broker at {self._options.address} refuses {self._me} the topic {topic}; "
+                    "allow it to read that topic (ACL)"
+                )
+
+    async def _probe(self, topic: str) -> None:
+        heard = self._probes[topic] = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._options.timeout_s):
+                await self._client.publish(topic, b"", qos=self._options.qos, timeout=math.inf)
+                await heard.wait()
+        except TimeoutError:
+            raise LoginRefused(
+                f"the MQTT broker at {self._options.address} does not pass on what {self._me} publishes to {topic}; "
+                "allow it to publish to that topic and to read it (ACL)"
+            ) from None
+        finally:
+            del self._probes[topic]
+
+    def _arrived(self, message: aiomqtt.Message) -> None:
+        topic = message.topic.value
+        sender = self._topics.sender_of.get(topic)
+        if sender is None and topic in self._probes:
+            self._probes[topic].set()
+        else:
+            payload = message.payload
+            self._deliver(sender, payload if isinstance(payload, bytes) else bytes(payload))
+
+    async def send(self, topics: Sequence[str], payload: bytes | bytearray) -> bool:
+        """Publish to each topic and wait until the socket has taken it all (QoS 1: until the broker answers).
+
+        Returns False when nothing was sent, because the connection is broken.
+        """
+        sent = False
+        try:
+            async with self._slots, asyncio.timeout(None) as sending:
+                if self._broken:
+                    return False
+                self._sending.add(sending)
+                try:
+                    for topic in topics:
+                        await self._client.publish(topic, payload, qos=self._options.qos, timeout=math.inf)
+                        sent = True
+                finally:
+                    self._sending.discard(sending)
+        except TimeoutError:
+            return True  # the link broke while the frame was under way: nobody knows
+        except aiomqtt.MqttError:
+            return sent
+        return sent
+
+    async def close(self) -> None:
+        """Disconnect; waits for the broker no longer than ``timeout_s``."""
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self._client.__aexit__(None, None, None)
+
+
+def _inlet(take: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqtt.Message]]:
+    """Return a queue type for aiomqtt that hands each message on at once instead of keeping it.
+
+    aiomqtt's own queue would cost a task for every message, and drops what it has acknowledged when it is full.
+    """
+
+    class Inlet(asyncio.Queue[aiomqtt.Message]):
+        def put_nowait(self, item: aiomqtt.Message) -> None:
+            take(item)
+
+    return Inlet
+
+
+def _unavailable(error: aiomqtt.MqttError, options: MqttOptions) -> TransportUnavailable:
+    """Tell in one line what is wrong with the connection and how to mend it."""
+    code: Any = getattr(error, "rc", None)
+    if isinstance(error, aiomqtt.MqttCodeError) and getattr(code, "value", code) in _LOGIN_REFUSALS:
+        return LoginRefused(
+            f"the MQTT broker at {options.address} refuses user {options.username!r}: {code}; "
+            "correct the user name and password"
+        )
+    text = str(error)
+    if "CERTIFICATE" in text or "certificate" in text:
+        return LoginRefused(
+            f"no TLS connection with the MQTT broker at {options.address}: {text}; "
+            "correct the CA file, certificate and key, or the host name"
+        )
+    return TransportUnavailable(
+        f"cannot reach the MQTT broker at {options.address}: {text}; start it, or correct its address"
+    )
