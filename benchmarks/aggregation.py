@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,9 +88,9 @@ def measure(elements: int, count: int, threads: list[int], repeats: int) -> tupl
         read_s = median_s(lambda: [torch.sum(x) for x in cases["all accepted"]], repeats)
         rows.append(Row("read", number, read_s, 1.0))
         for case, received in cases.items():
-            took = median_s(lambda received=received: balance(own, received, context, out), repeats)
+            took = median_s(partial(balance, own, received, context, out), repeats)
             rows.append(Row(f"balance, {case}", number, took, took / read_s))
-        took = median_s(lambda: mean(own, cases["all accepted"], context, out), repeats)
+        took = median_s(partial(mean, own, cases["all accepted"], context, out), repeats)
         rows.append(Row("mean", number, took, took / read_s))
     return rows, temporary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -37,7 +37,9 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None)
         _complain(name, str(error))
         sys.exit(EXIT_FAILURE)
     except _ClickException as error:
-        _complain(name, _usage_line(error))
+        # Without arguments, the help has been shown and the error has no text of its own.
+        if str(getattr(error, "message", "")):
+            _complain(name, _usage_line(error))
         sys.exit(EXIT_USAGE)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
@@ -52,8 +54,7 @@ def _complain(name: str, message: str) -> None:
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
 
 
-def _usage_line(error: BaseException) -> str:
-    message = str(getattr(error, "message", error))
+def _usage_line(error: Any) -> str:
+    message = str(error.format_message()).rstrip(".")
     context = getattr(error, "ctx", None)
-    path = context.command_path if context else ""
-    return f"{message.rstrip('.')}; see {path} --help" if path else message
+    return f"{message}; see {context.command_path} --help" if context else message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from torch import Tensor
 
 from gossipfl.codec import Codec, codec_by_wire_id
@@ -15,6 +17,8 @@ from gossipfl.messages import Bye, Hello, Kind, Request, Status, Update
 
 INFINITY = float("inf")
 ASK_BACK_OFF = 1.5
+RECENT_UPDATES = 2
+"""Updates kept to be sent again: a synchronous neighbour is at most one round behind, so it never needs more."""
 CREDIT_UPDATES = (2, 32)
 """Least and most updates that may be on their way to a neighbour, whatever their size."""
 
@@ -43,7 +47,7 @@ class Exchange:
         self._layout = layout
         self._settings = settings
         self._codecs: dict[int, Codec] = {}
-        self._latest: Update | None = None
+        self._recent: deque[Update] = deque(maxlen=RECENT_UPDATES)
         self.done = False
         self._beat_at = 0.0
         self.ack_delay_s = settings.ack_delay_s
@@ -70,7 +74,7 @@ class Exchange:
             payload=memoryview(payload),
             acks=self._acks(),
         )
-        self._latest = body
+        self._recent.append(body)
         sealed = self.post.seal(Kind.DELTA, body)
         self._beat_at = now + self._settings.heartbeat_s
         return [Send(recipients, sealed.frame)] if recipients else []
@@ -149,7 +153,8 @@ class Exchange:
 
     def _hear_hello(self, peer: PeerId, other: Followed, hello: Hello, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        if not hello.reply and now >= other.times.greeted + self._settings.resync_s / 4:
+        if not hello.reply and now >= other.times.replied + self._settings.resync_s / 4:
+            other.times.replied = now
             effects += self.hello([peer], now, reply=True)
         if hello.layout != self._layout:
             if other.refused is None:
@@ -250,8 +255,9 @@ class Exchange:
         if request.have == own.version or now < times.served + self._settings.resync_s / 2:
             return []
         times.served = now
-        if request.have is not None and request.have == own.version - 1 and self._latest is not None:
-            return self.post.send(Kind.DELTA, self._latest, (peer,))
+        missing = [update for update in self._recent if request.have is not None and update.version > request.have]
+        if missing and missing[0].version - 1 == request.have:
+            return [effect for update in missing for effect in self.post.send(Kind.DELTA, update, (peer,))]
         payload = memoryview(KEYFRAME_CODEC.encode(own.vector).payload)
         body = Update(own.round, own.version, own.digest, KEYFRAME_CODEC.wire_id, payload)
         return self.post.send(Kind.KEYFRAME, body, (peer,))

@@ -47,6 +47,7 @@ class Times:
 
     heard: float = float("-inf")
     greeted: float = float("-inf")
+    replied: float = float("-inf")
     asked: float = float("-inf")
     ask_gap: float = 0.0
     behind_since: float = float("inf")

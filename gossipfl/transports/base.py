@@ -69,8 +69,8 @@ def check_frame(
 ) -> None:
     """Raise ValueError unless ``frame`` may be sent to each of ``recipients``."""
     size_bytes = memoryview(frame).nbytes
-    if size_bytes > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame has at most {MAX_FRAME_BYTES} bytes, not {size_bytes}")
+    if not 0 < size_bytes <= MAX_FRAME_BYTES:
+        raise ValueError(f"a frame has 1 to {MAX_FRAME_BYTES} bytes, not {size_bytes}")
     unknown = sorted(set(recipients) - peers)
     if unknown:
         raise ValueError(f"not a peer of this transport: {', '.join(unknown)}")

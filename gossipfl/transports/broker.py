@@ -30,10 +30,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gossipfl.errors import TransportUnavailable
+from gossipfl.heap import keep_freed_pages
 from gossipfl.transports import mqtt_packets as mqtt
 from gossipfl.transports.broker_client import BrokerClient, BrokerLimits, new_scratch
 from gossipfl.transports.mqtt_packets import ConnectReturn, PacketError, PacketType, Publish
@@ -92,7 +94,8 @@ class Broker:
     async def __aenter__(self) -> Self:
         if self._listener is None:
             self._listener = open_listener(self.host, self.port)
-        self.host, self.port = self._listener.getsockname()[:2]
+        if self._listener.family != socket.AF_UNIX:
+            self.host, self.port = self._listener.getsockname()[:2]
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
         self._sweeper = asyncio.create_task(self._sweep(), name="broker.sweep")
@@ -256,39 +259,51 @@ def open_listener(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def open_unix_listener(path: Path) -> socket.socket:
+    """Return a socket that listens at ``path``; TransportUnavailable when it cannot be had."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except OSError as error:  # a path that is too long has no strerror
+        listener.close()
+        raise TransportUnavailable(
+            f"cannot listen at {path}: {error.strerror or error}; name a new file in a folder that you can write"
+        ) from None
+    return listener
+
+
 @dataclass(frozen=True, slots=True)
 class BrokerProcess:
-    """A broker in a process of its own."""
+    """A broker in a process of its own: at ``socket_path``, or else at ``host`` and ``port``."""
 
     host: str
     port: int
     pid: int
+    socket_path: str | None = None
 
 
 @contextlib.contextmanager
 def start_broker_process(
-    host: str = "127.0.0.1", port: int = 0, *, username: str | None = None, password: str = ""
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    socket_path: Path | None = None,
+    username: str | None = None,
+    password: str = "",
 ) -> Iterator[BrokerProcess]:
     """Run a broker in a process of its own for as long as the context lasts, or this process lives.
 
     The address is bound here, so the caller may connect at once: the kernel keeps its connection until the new
-    process accepts it. Raises TransportUnavailable when the address cannot be had.
+    process accepts it. With ``socket_path`` it is a Unix domain socket at that path. Raises TransportUnavailable
+    when the address cannot be had.
     """
-    with open_listener(host, port) as listener:
-        command = [sys.executable, "-m", "gossipfl.transports.broker", "--fd", str(listener.fileno())]
-        environment = dict(os.environ)
-        if username is not None:
-            command += ["--username", username]
-            environment[PASSWORD_VARIABLE] = password
-        host, port = listener.getsockname()[:2]
-        process = subprocess.Popen(  # noqa: S603  # this very interpreter and module
-            [*command, "--parent", str(os.getpid())],
-            env=environment,
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
+    with open_listener(host, port) if socket_path is None else open_unix_listener(socket_path) as listener:
+        if socket_path is None:
+            host, port = listener.getsockname()[:2]
+        process = _spawn(listener, username, password)
     try:
-        yield BrokerProcess(host, port, process.pid)
+        yield BrokerProcess(host, port, process.pid, str(socket_path) if socket_path else None)
     finally:
         process.terminate()
         try:
@@ -296,6 +311,20 @@ def start_broker_process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if socket_path is not None:
+            socket_path.unlink(missing_ok=True)
+
+
+def _spawn(listener: socket.socket, username: str | None, password: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gossipfl.transports.broker"]
+    command += ["--fd", str(listener.fileno()), "--parent", str(os.getpid())]
+    environment = dict(os.environ)
+    if username is not None:
+        command += ["--username", username]
+        environment[PASSWORD_VARIABLE] = password
+    return subprocess.Popen(  # noqa: S603  # this very interpreter and module
+        command, env=environment, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL
+    )
 
 
 async def _serve(broker: Broker, parent: int | None) -> None:
@@ -326,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    keep_freed_pages()
     listener = socket.socket(fileno=options.fd) if options.fd is not None else None
     password = os.environ.get(PASSWORD_VARIABLE, "")
     broker = Broker(options.host, options.port, username=options.username, password=password, listener=listener)

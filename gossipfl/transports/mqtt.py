@@ -96,6 +96,8 @@ class MqttTransport(Transport):
             await asyncio.wait([self._keeper])
 
     def _take(self, sender: PeerId | None, frame: bytes) -> None:
+        if not frame:  # a peer's probe of its own broadcast topic
+            return
         if sender is None:
             self.counters.count_drop("foreign")
         elif len(frame) > MAX_FRAME_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import socket
 from collections.abc import Callable, Sequence
@@ -20,8 +21,12 @@ Deliver = Callable[[PeerId | None, bytes], None]
 
 _SOCKET_BUFFER_BYTES = 1 << 20  # a whole frame goes to the kernel in one piece
 _CONCURRENT_PUBLISHES = 4
+_ABANDON_S = 0.1
 _REFUSED = 0x80
 _LOGIN_REFUSALS = frozenset({132, 133, 134, 135})  # aiomqtt gives CONNACK codes 1, 2, 4 and 5 these MQTT 5 numbers
+
+_LOGGER = logging.getLogger("gossipfl.transports.aiomqtt")
+_LOGGER.setLevel(logging.ERROR)  # what aiomqtt warns of is told by exceptions and link events
 
 
 class LoginRefused(TransportUnavailable):
@@ -63,6 +68,7 @@ class MqttSession:
             timeout=options.timeout_s,
             tls_context=options.tls.context() if options.tls else None,
             socket_options=socket_options,
+            logger=_LOGGER,
             queue_type=_inlet(self._arrived),
         )
 
@@ -75,6 +81,7 @@ class MqttSession:
         try:
             await asyncio.shield(opening)
         except aiomqtt.MqttError as error:
+            self._client.timeout = _ABANDON_S  # no answer is to be expected; only free what is left
             await self.close()
             raise _unavailable(error, self._options) from None
         except asyncio.CancelledError:
