@@ -62,7 +62,8 @@ class AgentOptions:
     """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model.
 
     At the end an agent serves its neighbours until they hold its last update (with ``leave_together``, until they
-    have ended their rounds too), for ``drain_s`` after the last sign of progress at most.
+    have ended their rounds too), for ``drain_s`` after the last sign of progress at most. A round begins no sooner
+    than ``round_every_s`` after the one before: it keeps a node that never ends from taking its whole machine.
     """
 
     local_steps: int
@@ -73,6 +74,7 @@ class AgentOptions:
     drain_s: float = 10.0
     leave_together: bool = False
     personalise_steps: int = 0
+    round_every_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -219,7 +221,11 @@ class Agent:
     async def _rounds(self) -> None:
         limit = self._options.rounds
         while not self._stopping.is_set() and (limit is None or self.core.round < limit):
+            next_at = self._loop.time() + self._options.round_every_s
             await self._round()
+            pause_s = next_at - self._loop.time()
+            if pause_s > 0:
+                await self._until(lambda: False, pause_s)
 
     async def _round(self) -> None:
         began, round_ = self._loop.time(), self.core.round

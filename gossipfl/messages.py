@@ -16,7 +16,7 @@ Reading goes in steps, each bounded before the next: ``parse_frame`` (lengths, s
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeAlias
@@ -456,7 +456,7 @@ def _read_acks(value: Any) -> dict[bytes, tuple[int, int]]:
         raise MessageError("field", "acks")
     acks = {}
     for key, pair in value.items():
-        if not isinstance(pair, Sequence) or len(pair) != 2:
+        if not isinstance(pair, list) or len(pair) != 2:
             raise MessageError("field", "acks")
         acks[_binary(key, KEY_BYTES)] = (_counter(pair[0]), _counter(pair[1]))
     return acks

@@ -118,17 +118,13 @@ class RunRecords:
     """Writes one run's records into ``out``; a context manager that saves on failure too.
 
     Refuses a folder that already holds records (ConfigError) unless ``force``; the old ones go when the first
-    event or round of the new run comes, and a run that fails before its first round leaves nothing. Where
-    ``verdict_lines`` is false, ``accept`` and ``reject`` events are counted but get no line of their own: for
-    networks of thousands of nodes. ``started_s`` is the monotonic time at which the command started.
+    event or round of the new run comes, and a run that fails before its first round leaves nothing.
+    ``started_s`` is the monotonic time at which the command started.
     """
 
-    def __init__(
-        self, out: Path, *, force: bool = False, verdict_lines: bool = True, started_s: float | None = None
-    ) -> None:
+    def __init__(self, out: Path, *, force: bool = False, started_s: float | None = None) -> None:
         self.out = out
         self.started_s = started_s
-        self.verdict_lines = verdict_lines
         self.statistics = RunStatistics()
         self._made = _claim(out, force)
         self._documents: dict[str, Any] = {}
@@ -150,16 +146,20 @@ class RunRecords:
     def add_event(self, event: Event) -> None:
         """Write an event."""
         if event.event in {"accept", "reject"}:
-            edge = (str(event.node), str(event.fields.get("peer")))
-            self._verdicts.setdefault(edge, [0, 0])[event.event == "reject"] += 1
-            if not self.verdict_lines:
-                return
+            accepted = event.event == "accept"
+            self.count_verdicts(event.node or "", str(event.fields.get("peer")), accepted, not accepted)
         self.statistics.add_event(event)
         file = self._started()
         file.write(event.as_json() + "\n")
         if event.t_s - self._flushed_s >= FLUSH_S:
             file.flush()
             self._flushed_s = event.t_s
+
+    def count_verdicts(self, node: str, peer: str, accepted: int, rejected: int) -> None:
+        """Count what ``node`` decided about ``peer``, where a line for each verdict would be too many."""
+        counts = self._verdicts.setdefault((node, peer), [0, 0])
+        counts[0] += accepted
+        counts[1] += rejected
 
     def add_round(self, row: NodeRound) -> None:
         """Take a node's round; rows reach the file when the records are closed."""
@@ -190,6 +190,11 @@ class RunRecords:
         """Write ``summary.json`` in one step: a reader sees the whole of it, or none."""
         self._started()
         self._document(SUMMARY_FILE, summary)
+
+    @property
+    def summary(self) -> Mapping[str, Any] | None:
+        """The summary, once it has been written."""
+        return self._documents.get(SUMMARY_FILE)
 
     def close(self) -> None:
         """Save everything, or leave no trace of a run without a round or a summary; idempotent."""

@@ -9,6 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date, time
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -21,6 +22,22 @@ Model = TypeVar("Model", bound=BaseModel)
 
 SHOWN_CHARACTERS = 60
 """Longest piece of a person's own text that an error line repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One mistake in settings: where in the tree, and one line that says what is wrong and how to mend it.
+
+    ``surplus``: the key is unknown; without it the settings mean what they say.
+    """
+
+    key: tuple[str | int, ...]
+    line: str
+    surplus: bool = False
+
+
+SECRETS = frozenset({"password"})
+"""Keys whose values no error line repeats."""
 
 
 class Settings:
@@ -50,16 +67,38 @@ class Settings:
         parts = tuple(part.strip() for part in key.split("."))
         if not equals or not all(parts):
             raise ConfigError(f"--set {clip(pair)}: write it as key=value, e.g. --set train.lr=0.05")
-        self._put(parts, parse_value(text.strip()), f"--set {clip(pair)}: ")
+        shown = key if parts[-1] in SECRETS else clip(pair)
+        self._put(parts, parse_value(text.strip()), f"--set {shown}: ")
 
     def validate(self, model: type[Model]) -> Model:
         """Return the settings as ``model``; raises ConfigError with the first mistake."""
+        mistakes = self.mistakes(model)
+        if mistakes:
+            raise ConfigError(mistakes[0].line)
+        return model.model_validate(self._tree)
+
+    def mistakes(self, model: type[BaseModel]) -> list[Mistake]:
+        """Return every mistake that ``model`` finds in the settings; those that span several keys come last."""
         try:
-            return model.model_validate(self._tree)
-        except ValidationError as mistakes:
+            model.model_validate(self._tree)
+        except ValidationError as found:
             # A wrong value often causes a cross-key complaint too; the value itself is the better clue.
-            errors = sorted(mistakes.errors(include_url=False), key=lambda error: not error["loc"])
-            raise ConfigError(self._line(model, errors[0])) from None
+            errors = sorted(found.errors(include_url=False), key=lambda error: not error["loc"])
+            return [
+                Mistake(tuple(error["loc"]), self._line(model, error), error["type"] == "extra_forbidden")
+                for error in errors
+            ]
+        return []
+
+    def drop(self, key: tuple[str | int, ...]) -> bool:
+        """Forget the value of one key, so that its default holds; False where there is none."""
+        inside: Any = self._tree
+        for part in key[:-1]:
+            inside = inside.get(part) if isinstance(inside, dict) else None
+        if not key or not isinstance(inside, dict) or key[-1] not in inside:
+            return False
+        del inside[key[-1]]
+        return True
 
     def _put(self, path: tuple[str, ...], value: Any, origin: str) -> None:
         if len(path) == 2 and path[0] in self._sections and path[1] == "name":
@@ -102,7 +141,8 @@ class Settings:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file; raises ConfigError naming the file and the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
     except FileNotFoundError:
         stems = [other.stem for other in path.parent.glob("*.toml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such file{suggest(path.stem, stems)}") from None
@@ -111,10 +151,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        message = str(error).splitlines()[0]
-        found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message)
-        where, problem = (found[2], found[1]) if found else ("", message)
-        raise ConfigError(f"{path}: {where}: {problem[:1].lower()}{problem[1:]}; TOML wants key = value") from None
+        raise ConfigError(f"{path}: {_syntax(str(error), text)}; TOML is written key = value") from None
+
+
+def _syntax(message: str, text: str) -> str:
+    """Return tomllib's message with the place in front; what is wrong at the very end is on the last line."""
+    found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", message.splitlines()[0])
+    if found is None:
+        return message.splitlines()[0]
+    where = found[2] if found[2] != "end of document" else f"line {len(text.rstrip().splitlines())}"
+    return f"{where}: {found[1][:1].lower()}{found[1][1:]}"
 
 
 def parse_value(text: str) -> Any:
@@ -150,7 +196,7 @@ def clip(value: Any) -> str:
 def describe(model: type[BaseModel], location: tuple[str, ...], error: Mapping[str, Any]) -> str:
     """Return what is wrong with one key, and the mend, from a pydantic error."""
     kind, context, value = error["type"], error.get("ctx") or {}, error.get("input")
-    not_this = f", not {_quoted(value)}"
+    not_this = "" if location[-1] in SECRETS else f", not {_quoted(value)}"
     match kind:
         case "extra_forbidden":
             return "is an unknown key" + _mend_key(model, location)

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-FAULT_EVENTS = frozenset({"fault", "crash", "died", "killed", "broker-down", "link-down", "divergence"})
-"""Events that a summary lists under ``faults``."""
+FAULT_EVENTS = frozenset(
+    {
+        "died",
+        "divergence",
+        "initial_model_differs",
+        "join_timeout",
+        "link-down",
+        "neighbour_lost",
+        "neighbour_refused",
+        "peer_muted",
+    }
+)
+"""Events that a summary lists under ``faults``; what lossy links make routine (a resync, a miss) is none."""
 
 MAX_FAULTS = 200
 """Most faults that a summary lists one by one; ``fault_counts`` counts all of them."""

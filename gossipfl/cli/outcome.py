@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from gossipfl.summary import quantity
+
+TITLE_WIDTH = 15
 
 
 def print_outcome(summary: Mapping[str, Any], out: Path, page: Path | None, file: TextIO) -> None:
     """Print the summary to ``file``, with the places of the records and the report page."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for title, text in outcome_lines(summary):
-        table.add_row(title, text)
-    table.add_row("records", str(out))
-    if page is not None:
-        table.add_row("report", str(page))
-    Console(file=file, highlight=False, markup=False).print(table)
+    console = Console(file=file, highlight=False)
+    places = [("records", str(out))] + ([("report", str(page))] if page is not None else [])
+    for title, text in [*outcome_lines(summary), *places]:
+        # Lines are never folded here, so that a path can be copied in one piece.
+        console.print(Text.assemble((f"{title:<{TITLE_WIDTH}}", "dim"), text), soft_wrap=True)
 
 
 def outcome_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
@@ -54,14 +54,31 @@ class Standing:
         self.accepted: dict[int, int] = {}
         self.rejected: dict[int, int] = {}
         self.faults: deque[str] = deque(maxlen=SHOWN_FAULTS)
+        self._lost: set[str] = set()
+        self._at: Counter[int] = Counter()  # how many living nodes have done so many rounds
+        self._heard = 0
+        self._least = 1
 
     def on_event(self, event: Event) -> None:
-        """Keep an event that a person should see."""
+        """Keep an event that a person should see; a node that died is not waited for."""
         if event.event in FAULT_EVENTS:
             self.faults.append(fault_line(event))
+        if event.event == "died" and event.node is not None and event.node not in self._lost:
+            self._lost.add(event.node)
+            for row in self.latest.values():
+                if row.name == event.node:
+                    self._at[row.round + 1] -= 1
+                    self._heard -= 1
 
     def on_round(self, row: NodeRound) -> None:
         """Move a node to its latest round."""
+        before = self.latest.get(row.node)
+        if row.name not in self._lost:
+            self._at[row.round + 1] += 1
+            if before is None:
+                self._heard += 1
+            else:
+                self._at[before.round + 1] -= 1
         self.latest[row.node] = row
         if row.test_loss is not None or row.test_accuracy is not None:
             self.evaluated[row.node] = row
@@ -72,10 +89,13 @@ class Standing:
 
     @property
     def rounds_done(self) -> int:
-        """Rounds that every node heard of has done; 0 until all have been heard of."""
-        if len(self.latest) < self.spec.nodes:
+        """Rounds that every living node has done; 0 until all have been heard of."""
+        living = self.spec.nodes - len(self._lost)
+        if not living or self._heard < living:
             return 0
-        return min(row.round for row in self.latest.values()) + 1
+        while not self._at[self._least]:
+            self._least += 1
+        return self._least
 
     def line(self) -> str:
         """Return the whole network's standing in one line, of honest nodes."""
@@ -108,6 +128,7 @@ class PlainLines:
 
     def on_event(self, event: Event) -> None:
         """Tell a fault at once."""
+        self._standing.on_event(event)
         if event.event in FAULT_EVENTS:
             self._write(fault_line(event))
 

@@ -15,7 +15,7 @@ import typer
 
 from gossipfl.config import TRANSPORTS, load_spec
 from gossipfl.errors import GossipflError
-from gossipfl.records import RunRecords, default_out
+from gossipfl.records import RunRecords, as_json_line, default_out
 
 if TYPE_CHECKING:
     from gossipfl.config import RunSpec
@@ -182,15 +182,30 @@ def run_command(engine: Engine, description: str) -> Callable[..., None]:
 
 
 def execute(engine: Engine, spec: RunSpec, output: Output) -> None:
-    """Carry out one run, leave its records and report, and print what ``output`` asks for."""
+    """Carry out one run, leave its records and report, and print what ``output`` asks for.
+
+    A run that was interrupted and still left a summary is reported like any other before the interrupt goes on.
+    """
     from gossipfl.cli.progress import watch
 
     out = output.out or default_out(spec, datetime.now().astimezone())
+    interrupt: KeyboardInterrupt | None = None
     with RunRecords(out, force=output.force, started_s=process_started_s()) as records:
         records.write_spec(spec)
-        with watch(spec, quiet=output.quiet) as progress:
-            summary = engine(spec, records, progress)
-        records.write_summary(summary)
+        try:
+            with watch(spec, quiet=output.quiet) as progress:
+                summary = engine(spec, records, progress)
+            records.write_summary(summary)
+        except KeyboardInterrupt as caught:
+            if records.summary is None:
+                raise
+            summary, interrupt = records.summary, caught
+    _tell(summary, out, output)
+    if interrupt is not None:
+        raise interrupt
+
+
+def _tell(summary: Mapping[str, Any], out: Path, output: Output) -> None:
     page = _report(out) if output.report else None
     if not output.quiet:
         from gossipfl.cli.outcome import print_outcome
@@ -198,8 +213,6 @@ def execute(engine: Engine, spec: RunSpec, output: Output) -> None:
         # With --json, stdout is for programs: what people read moves to stderr.
         print_outcome(summary, out, page, sys.stderr if output.json else sys.stdout)
     if output.json:
-        from gossipfl.records import as_json_line
-
         typer.echo(as_json_line(summary))
 
 
@@ -208,7 +221,6 @@ def process_started_s() -> float:
     now_s = time.monotonic()
     try:
         stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
-
         ticks = float(stat.rpartition(")")[2].split()[19])
         return now_s - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, AttributeError, ValueError, IndexError):

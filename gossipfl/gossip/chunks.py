@@ -10,16 +10,18 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from gossipfl.digest import digest
-from gossipfl.messages import Buffer, Chunk, Header, chunk_spans, frame_chunk
+from gossipfl.messages import CHUNK_BYTES, Buffer, Chunk, Header, chunk_spans, frame_chunk
 
 CREDIT_CHUNKS = 6
 """Chunks in flight per neighbour: about 6 MiB, what keeps a broker's memory flat."""
 STALL_S = 2.0
 """After this long without a chunk the missing ones are asked for again."""
-MAX_STALLS = 8
+MAX_STALLS = 4
 """Stalls in a row after which an assembly is given up; a keyframe will mend the loss."""
-OUTBOX_BODIES = 3
-"""Bodies kept for fetching: the latest update, the one before, and a keyframe."""
+OUTBOX_BODIES = 4
+"""Bodies kept for fetching: the latest update, the one before, and two keyframes; those in demand stay longest."""
+OUTBOX_MESSAGES = 256
+"""Announcements kept; many may share one body."""
 SERVINGS = 3
 """How many times over one neighbour may fetch one body, so that grants are no amplifier."""
 
@@ -51,7 +53,8 @@ class Assembly:
         index = chunk.index
         if index not in self.missing:
             return False
-        start, end = chunk_spans(self.header.body_bytes)[index]
+        start = index * CHUNK_BYTES
+        end = min(start + CHUNK_BYTES, self.header.body_bytes)
         if len(chunk.data) != end - start or digest(chunk.data) != self.header.digests[index]:
             return False
         self.body[start:end] = chunk.data
@@ -91,22 +94,26 @@ class _Announced:
 
 
 class Outbox:
-    """The bodies that neighbours may still fetch from this node, newest last."""
+    """The bodies that neighbours may still fetch from this node, by announcement, the last wanted one last."""
 
     def __init__(self) -> None:
         self._bodies: OrderedDict[int, _Announced] = OrderedDict()
 
     def keep(self, header: Header, body: Buffer) -> None:
-        """Hold a body for fetching; the oldest gives way."""
+        """Hold a body for fetching; what nobody has wanted for longest gives way."""
         self._bodies[header.sequence] = _Announced(header, body)
-        while len(self._bodies) > OUTBOX_BODIES:
+        while len(self._bodies) > OUTBOX_MESSAGES or self._distinct() > OUTBOX_BODIES:
             self._bodies.popitem(last=False)
+
+    def _distinct(self) -> int:
+        return len({id(announced.body) for announced in self._bodies.values()})
 
     def serve(self, peer: str, sequence: int, first: int, count: int) -> list[bytes]:
         """Return the frames that a grant asks for, as far as the body is still here and the peer's share lasts."""
         announced = self._bodies.get(sequence)
         if announced is None:
             return []
+        self._bodies.move_to_end(sequence)
         spans = chunk_spans(announced.header.body_bytes)
         served = announced.served.get(peer, 0)
         wanted = range(first, min(first + min(count, CREDIT_CHUNKS), len(spans)))

@@ -18,6 +18,11 @@ from gossipfl.identity import PeerId
 from gossipfl.messages import Buffer, Bye, Kind
 from gossipfl.robust.base import MixContext, Rule, Verdict
 
+MAX_MISSES = 16
+"""Each miss in a row halves the longest wait for a neighbour, this often at most."""
+REMEMBERED_ROUNDS = 16
+"""Rounds whose publication is remembered, to tell how late a neighbour's answer to them is."""
+
 
 class Phase(Enum):
     """Where in its round a node is."""
@@ -44,6 +49,12 @@ class _Clockwork:
     deadline: float = INFINITY
     nudge_at: float = INFINITY
     published: dict[int, float] = field(default_factory=dict)
+
+    def note(self, round_: int, now: float) -> None:
+        """Remember when a round was published; only the last few matter."""
+        self.published[round_] = now
+        while len(self.published) > REMEMBERED_ROUNDS:
+            del self.published[min(self.published)]
 
 
 class GossipCore:
@@ -96,6 +107,20 @@ class GossipCore:
     def all_joined(self) -> bool:
         """Whether every neighbour has been heard from (or refused)."""
         return all(other.joined for other in self.followed.values())
+
+    # ------------------------------------------------------------------------------------------ replay marks
+
+    def replay_marks(self) -> dict[PeerId, tuple[int, int]]:
+        """Return (incarnation, highest sequence) of every neighbour heard so far, to be kept over a restart."""
+        windows = {peer: channel.window for peer, channel in self.exchange.post.channels.items()}
+        return {peer: (w.incarnation, w.highest) for peer, w in windows.items() if w.incarnation >= 0}
+
+    def restore_replay_marks(self, marks: Mapping[PeerId, tuple[int, int]]) -> None:
+        """Refuse, from now on, whatever the neighbours sent up to these marks; those of others are left aside."""
+        for peer, channel in self.exchange.post.channels.items():
+            if peer in marks:
+                channel.window.incarnation, channel.window.highest = marks[peer]
+                channel.window.close_past()
 
     # ------------------------------------------------------------------------------------------ inputs
 
@@ -164,15 +189,12 @@ class GossipCore:
     def publish(self, model: Tensor, now: float) -> list[Effect]:
         """Publish the trained model (or, from a Byzantine node, its lie), shape (d,), and begin to wait."""
         recipients = tuple(
-            peer
-            for peer, other in self.followed.items()
-            if other.speaks and not other.left and (other.lost or self._has_credit(other))
+            peer for peer, other in self.followed.items() if other.speaks and not other.left and self._has_credit(other)
         )
         target = model if model.device.type == "cpu" else model.cpu()
         effects = self.exchange.publish(target, self._codec, recipients, now)
         self.phase = Phase.WAITING
-        self._times.published[self.round] = now
-        self._times.published.pop(self.round - 16, None)
+        self._times.note(self.round, now)
         if self._settings.mode == "sync":
             self._begin_waiting(now)
             self.exchange.open_round = self.round
@@ -183,7 +205,9 @@ class GossipCore:
     def _begin_waiting(self, now: float) -> None:
         settings = self._settings
         waits = [
-            other.lateness.wait_s(settings.deadline_min_s, settings.deadline_s)
+            other.lateness.wait_s(
+                settings.deadline_min_s, max(settings.deadline_min_s, settings.deadline_s / 2**other.misses)
+            )
             for other in self.followed.values()
             if other.alive
         ]
@@ -226,6 +250,7 @@ class GossipCore:
         staleness: dict[PeerId, int] = {}
         missed = []
         for peer, other in self.followed.items():
+            other.misses = 0 if other.arrived(self.round) else min(other.misses + 1, MAX_MISSES)
             stale = self._staleness(peer, other, now, effects)
             if stale is None:
                 if other.alive:

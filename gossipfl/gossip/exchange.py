@@ -9,7 +9,7 @@ from torch import Tensor
 from gossipfl.codec import Codec, codec_by_wire_id
 from gossipfl.errors import CodecError
 from gossipfl.gossip.effects import Effect, Report, Send
-from gossipfl.gossip.post import Opened, Post
+from gossipfl.gossip.post import Encoded, Opened, Post
 from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
@@ -19,6 +19,8 @@ INFINITY = float("inf")
 ASK_BACK_OFF = 1.5
 RECENT_UPDATES = 2
 """Updates kept to be sent again: a synchronous neighbour is at most one round behind, so it never needs more."""
+SERVINGS_PER_VERSION = 16
+"""Answers to one neighbour's requests for one version; further ones wait ``resync_max_s``: resync is no amplifier."""
 CREDIT_UPDATES = (2, 32)
 """Least and most updates that may be on their way to a neighbour, whatever their size."""
 
@@ -47,7 +49,8 @@ class Exchange:
         self._layout = layout
         self._settings = settings
         self._codecs: dict[int, Codec] = {}
-        self._recent: deque[Update] = deque(maxlen=RECENT_UPDATES)
+        self._recent: deque[tuple[int, Encoded]] = deque(maxlen=RECENT_UPDATES)
+        self._keyframe: Encoded | None = None
         self.done = False
         self._beat_at = 0.0
         self.ack_delay_s = settings.ack_delay_s
@@ -74,8 +77,10 @@ class Exchange:
             payload=memoryview(payload),
             acks=self._acks(),
         )
-        self._recent.append(body)
-        sealed = self.post.seal(Kind.DELTA, body)
+        encoded = Encoded.of(Kind.DELTA, body)
+        self._recent.append((body.version, encoded))
+        self._keyframe = None
+        sealed = self.post.seal(encoded)
         self._beat_at = now + self._settings.heartbeat_s
         return [Send(recipients, sealed.frame)] if recipients else []
 
@@ -85,7 +90,7 @@ class Exchange:
         for peer, other in self.followed.items():
             if other.speaks:
                 acks[members[peer].public_key] = (other.incarnation, other.received)
-                other.times.ack_due = INFINITY
+            other.times.ack_due = INFINITY
         return acks
 
     def heartbeat(self, now: float) -> list[Effect]:
@@ -95,13 +100,15 @@ class Exchange:
         speaking = [peer for peer, other in self.followed.items() if other.speaks]
         effects = self.hello(unknown, now)
         own = self.own
-        return effects + self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, self._acks(), self.done), speaking)
+        return effects + self.post.send(
+            Kind.STATUS, Status(own.round, own.version, own.digest, self._acks(), self.done), speaking
+        )
 
     def ask(self, peer: PeerId, now: float) -> list[Effect]:
         """Ask a neighbour for what it has that this node does not hold, at a limited rate."""
         other, settings = self.followed[peer], self._settings
         times = other.times
-        if now < times.asked + times.ask_gap:
+        if now < times.asked + times.ask_gap or self.post.fetching(peer):
             return []
         times.asked = now
         if other.behind:  # a neighbour that may merely be slow is asked at the caller's own pace
@@ -130,19 +137,20 @@ class Exchange:
                 effects += self._hear_hello(peer, other, body, now)
             case Bye():
                 if not other.left:
-                    other.left = True
+                    other.left, other.left_at = True, message.sequence
                     effects.append(Report("neighbour_left", peer, {"reason": body.reason}))
             case _ if not other.speaks:
                 if not other.joined and now >= other.times.greeted + self._settings.resync_s:
                     effects += self.hello([peer], now)
             case Update():
-                other.left = False
+                other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
                 if message.kind == Kind.DELTA:
                     effects += self._hear_delta(peer, other, body, now)
                 else:
                     effects += self._hear_keyframe(peer, other, body, now)
             case Status():
+                other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
                 effects += self._hear_status(peer, other, body, now)
             case Request():
@@ -237,9 +245,8 @@ class Exchange:
         return effects + self.drain(peer, now)
 
     def _hear_status(self, peer: PeerId, other: Followed, status: Status, now: float) -> list[Effect]:
-        other.left = False
         other.claimed = max(other.claimed, status.version)
-        other.done = status.done
+        other.done = other.done or status.done
         same = other.vector is not None and status.version == other.version
         if same and status.version > 0 and status.digest != other.digest:
             other.vector = None
@@ -252,15 +259,26 @@ class Exchange:
 
     def _answer(self, peer: PeerId, other: Followed, request: Request, now: float) -> list[Effect]:
         own, times = self.own, other.times
-        if request.have == own.version or now < times.served + self._settings.resync_s / 2:
+        if times.served_version != own.version:
+            times.served_version, times.servings = own.version, 0
+        spent = times.servings >= SERVINGS_PER_VERSION
+        gap_s = self._settings.resync_max_s if spent else self._settings.resync_s / 2
+        if request.have == own.version or now < times.served + gap_s:
             return []
         times.served = now
-        missing = [update for update in self._recent if request.have is not None and update.version > request.have]
-        if missing and missing[0].version - 1 == request.have:
-            return [effect for update in missing for effect in self.post.send(Kind.DELTA, update, (peer,))]
-        payload = memoryview(KEYFRAME_CODEC.encode(own.vector).payload)
-        body = Update(own.round, own.version, own.digest, KEYFRAME_CODEC.wire_id, payload)
-        return self.post.send(Kind.KEYFRAME, body, (peer,))
+        times.servings += 1
+        missing = [pair for pair in self._recent if request.have is not None and pair[0] > request.have]
+        if missing and missing[0][0] - 1 == request.have:
+            return [effect for _, encoded in missing for effect in self.post.send_encoded(encoded, (peer,))]
+        return self.post.send_encoded(self._encoded_keyframe(), (peer,))
+
+    def _encoded_keyframe(self) -> Encoded:
+        if self._keyframe is None:
+            own = self.own
+            payload = memoryview(KEYFRAME_CODEC.encode(own.vector).payload)
+            body = Update(own.round, own.version, own.digest, KEYFRAME_CODEC.wire_id, payload)
+            self._keyframe = Encoded.of(Kind.KEYFRAME, body)
+        return self._keyframe
 
     # ------------------------------------------------------------------------------------------ time
 
@@ -295,9 +313,9 @@ class Exchange:
         if self.link_down_since is not None:
             return self.post.next_wakeup()
         times = [self._beat_at, self.post.next_wakeup()]
-        for other in self.followed.values():
+        for peer, other in self.followed.items():
             times.append(other.times.ack_due)
-            if other.behind:
+            if other.behind and not self.post.fetching(peer):
                 grace = other.times.behind_since + self._settings.resync_s / 2
                 times.append(max(other.times.asked + other.times.ask_gap, grace if other.vector is not None else 0))
             if other.alive:

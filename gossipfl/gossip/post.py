@@ -36,7 +36,8 @@ from gossipfl.messages import (
 OFFENCES_FORGIVEN = 3
 MUTE_FIRST_S = 1.0
 MUTE_MAX_S = 3600.0
-ASSEMBLIES_PER_PEER = 2
+ASSEMBLY_BYTES_MIN = 4 << 20
+"""What the bodies under way from one neighbour may take; or two of the largest, where that is more."""
 SMALL_BODY_BYTES = 64 * 1024
 """Largest body of any kind but updates."""
 
@@ -48,7 +49,23 @@ class Opened:
     peer: PeerId
     kind: int
     incarnation: int
+    sequence: int
     body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A body in its wire form with the digests that a header carries: made once, sent any number of times."""
+
+    kind: Kind
+    body: bytes
+    digests: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, kind: Kind, body: Body) -> Encoded:
+        """Encode a body."""
+        encoded = encode_body(body)
+        return cls(kind, encoded, chunk_digests(encoded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +104,8 @@ class Post:
 
     # ------------------------------------------------------------------------------------------ out
 
-    def seal(self, kind: Kind, body: Body, recipient: PeerId | None = None) -> Sealed:
+    def seal(self, encoded: Encoded, recipient: PeerId | None = None) -> Sealed:
         """Number, sign and frame a body, for one recipient or for every follower; large ones are kept to be fetched."""
-        encoded = encode_body(body)
         self._sequence += 1
         members = self._party.membership.members
         header = Header(
@@ -98,20 +114,22 @@ class Post:
             recipient=members[recipient].public_key if recipient is not None else b"",
             incarnation=self._party.incarnation,
             sequence=self._sequence,
-            body_bytes=len(encoded),
-            digests=chunk_digests(encoded),
+            body_bytes=len(encoded.body),
+            digests=encoded.digests,
         )
-        signed = signing_input(kind, header.pack())
-        if not travels_inline(len(encoded)):
-            self._outbox.keep(header, encoded)
-        return Sealed(header, frame_message(signed, self._party.identity.sign(signed), encoded))
+        signed = signing_input(encoded.kind, header.pack())
+        if not travels_inline(len(encoded.body)):
+            self._outbox.keep(header, encoded.body)
+        return Sealed(header, frame_message(signed, self._party.identity.sign(signed), encoded.body))
 
     def send(self, kind: Kind, body: Body, recipients: Iterable[PeerId]) -> list[Effect]:
         """Seal and send; a message to one recipient is addressed to it alone."""
         to = tuple(recipients)
-        if not to:
-            return []
-        sealed = self.seal(kind, body, to[0] if len(to) == 1 else None)
+        return self.send_encoded(Encoded.of(kind, body), to) if to else []
+
+    def send_encoded(self, encoded: Encoded, to: tuple[PeerId, ...]) -> list[Effect]:
+        """Seal and send a body that is encoded already."""
+        sealed = self.seal(encoded, to[0] if len(to) == 1 else None)
         return [Send(to, sealed.frame)]
 
     # ------------------------------------------------------------------------------------------ in
@@ -160,16 +178,22 @@ class Post:
         return self._decode(peer, channel, envelope.kind, header, envelope.body, now)
 
     def _announce(self, peer: PeerId, channel: Channel, envelope: Envelope, now: float) -> list[Effect]:
+        """Begin to fetch a body, unless enough are under way: those are finished first, or none ever would be."""
         header = envelope.header
-        key = (header.incarnation, header.sequence)
-        if key in channel.assemblies:
-            self.dropped["replay"] += 1
+        for key in [key for key in channel.assemblies if key[0] < header.incarnation]:
+            del channel.assemblies[key]
+        under_way = sum(assembly.header.body_bytes for assembly in channel.assemblies.values())
+        if under_way + header.body_bytes > max(2 * self._max_body_bytes, ASSEMBLY_BYTES_MIN):
+            self.dropped["assembly-busy"] += 1
             return []
-        if len(channel.assemblies) >= ASSEMBLIES_PER_PEER:
-            del channel.assemblies[min(channel.assemblies)]
-            self.dropped["assembly-superseded"] += 1
-        channel.assemblies[key] = assembly = Assembly.begin(header, envelope.kind, now)
+        channel.window.mark(header.incarnation, header.sequence)
+        assembly = Assembly.begin(header, envelope.kind, now)
+        channel.assemblies[header.incarnation, header.sequence] = assembly
         return self._ask(peer, assembly)
+
+    def fetching(self, peer: PeerId) -> bool:
+        """Tell whether a large body of this peer is under way."""
+        return bool(self.channels[peer].assemblies)
 
     def _ask(self, peer: PeerId, assembly: Assembly) -> list[Effect]:
         grant = assembly.next_grant()
@@ -188,9 +212,8 @@ class Post:
         if not assembly.complete:
             return [], self._ask(peer, assembly)
         del channel.assemblies[key]
-        if not channel.window.is_new(*key):
+        if chunk.incarnation < channel.window.incarnation:
             return self._drop("replay")
-        channel.window.mark(*key)
         return self._decode(peer, channel, assembly.kind, assembly.header, assembly.body, now)
 
     def _decode(
@@ -207,7 +230,7 @@ class Post:
                 return self._drop("grant")
             frames = self._outbox.serve(peer, decoded.sequence, decoded.first, decoded.count)
             return [], [Send((peer,), frame, bulk=True) for frame in frames]
-        return [Opened(peer, kind, header.incarnation, decoded)], []
+        return [Opened(peer, kind, header.incarnation, header.sequence, decoded)], []
 
     # ------------------------------------------------------------------------------------------ time and offences
 

@@ -14,17 +14,28 @@ from gossipfl.messages import Update
 
 KEYFRAME_CODEC = make_codec("float32")
 """Keyframes are lossless: a follower must hold the owner's bytes."""
+_MAX_SUBNORMAL = (2**23 - 1) * 2.0**-149
+
+
+def settle(vector: Tensor) -> Tensor:
+    """Turn subnormal elements and -0 of a replica (d,) into +0, in place.
+
+    Owner and followers do this after every sum. Keyframes carry neither, so without it a replica could hold what no
+    keyframe can say; and a sum of normal deltas may be subnormal, which makes a rule's arithmetic many times slower.
+    """
+    return torch.hardshrink(vector, _MAX_SUBNORMAL, out=vector)
 
 
 class PublicReplica:
     """What all followers believe this node's model to be.
 
-    ``advance`` moves it by q = C(target - x̂), x̂ <- x̂ + q, with the codec C; what C loses stays in the difference
-    between the model and x̂ and rides along in the next delta (error feedback; CHOCO-SGD, Koloskova et al. 2019).
+    ``advance`` moves it by q = C(target - x̂), x̂ <- settle(x̂ + q), with the codec C; what C loses stays in the
+    difference between the model and x̂ and rides along in the next delta (error feedback; CHOCO-SGD, Koloskova et al.
+    2019).
     """
 
     def __init__(self, initial: Tensor) -> None:
-        self.vector = initial.detach().clone()
+        self.vector = settle(initial.detach().clone())
         self.initial_digest = vector_digest(self.vector)
         self.digest = self.initial_digest
         self.version = 0
@@ -34,7 +45,7 @@ class PublicReplica:
     def advance(self, target: Tensor, codec: Codec, round_: int) -> bytes | memoryview:
         """Move towards ``target`` (d,) and return the payload that moves every follower alike."""
         encoded = codec.encode(torch.sub(target, self.vector, out=self._difference))
-        self.vector.add_(encoded.decoded)
+        settle(self.vector.add_(encoded.decoded))
         self.version += 1
         self.round = round_
         self.digest = vector_digest(self.vector)
@@ -52,6 +63,8 @@ class Times:
     ask_gap: float = 0.0
     behind_since: float = float("inf")
     served: float = float("-inf")
+    servings: int = 0
+    served_version: int = -1
     blocked_since: float = float("inf")
     ack_due: float = float("inf")
 
@@ -62,7 +75,8 @@ class Followed:
 
     ``vector`` starts as the common initial model and is None while the neighbour's model is unknown. ``round`` is the
     neighbour's round of the last applied update, ``moved_at`` this node's own round then. ``claimed`` is the newest
-    version it is known to have published, ``acked`` the version of *our* replica that it holds.
+    version it is known to have published, ``acked`` the version of *our* replica that it holds, ``left_at`` the
+    sequence number of its good-bye, ``misses`` how many synchronous rounds in a row have ended without it.
     """
 
     weight: float
@@ -75,12 +89,14 @@ class Followed:
     joined: bool = False
     refused: str | None = None
     left: bool = False
+    left_at: int = -1
     lost: bool = False
     absurd: bool = False
     done: bool = False
     waiting: dict[int, Update] = field(default_factory=dict)
     claimed: int = 0
     acked: int = 0
+    misses: int = 0
     lateness: Lateness = field(default_factory=Lateness)
     times: Times = field(default_factory=Times)
 
@@ -91,7 +107,7 @@ class Followed:
         self.incarnation = incarnation
         self.version, self.round, self.claimed, self.acked = 0, -1, 0, 0
         self.joined, self.refused = False, None
-        self.left, self.absurd, self.done = False, False, False
+        self.left, self.left_at, self.absurd, self.done = False, -1, False, False
         self.waiting.clear()
 
     @property
@@ -147,7 +163,7 @@ class Followed:
         Raises CodecError, with the replica unchanged, for a payload that does not decode.
         """
         assert self.vector is not None
-        self.vector.add_(codec.decode(update.payload, self.vector.numel()))
+        settle(self.vector.add_(codec.decode(update.payload, self.vector.numel())))
         return self._settle(update, own_round, max_norm)
 
     def adopt(self, keyframe: Update, size: int, own_round: int, max_norm: float) -> bool:

@@ -10,6 +10,9 @@ from gossipfl.errors import ConfigError
 from gossipfl.identity import Identity, PeerId
 from gossipfl.membership import Membership
 
+MAX_NEIGHBOURS = 1000
+"""A status acknowledges all of them in one small message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Party:
@@ -28,6 +31,10 @@ class Party:
         strangers = [peer for peer in self.weights if peer not in self.membership.members]
         if strangers:
             raise ConfigError(f"neighbour {strangers[0]} is not a member of the federation; add it to the members")
+        if len(self.weights) > MAX_NEIGHBOURS:
+            raise ConfigError(
+                f"a node has at most {MAX_NEIGHBOURS} neighbours, not {len(self.weights)}; thin the graph"
+            )
         if self.identity.peer_id in self.weights:
             raise ConfigError("a node cannot be its own neighbour; remove it from its neighbours")
 
@@ -37,8 +44,9 @@ class GossipSettings:
     """Limits of the protocol; times in seconds.
 
     A synchronous round waits for a live neighbour until ``deadline_s`` at first, later until the mean lateness plus
-    six deviations, never less than ``deadline_min_s``. A neighbour unheard for ``liveness_s`` is not waited for.
-    While this node's own link is down, a synchronous node holds its round for at most ``outage_s``.
+    six deviations, never less than ``deadline_min_s``; whoever misses one round after another is waited for half as
+    long each time. A neighbour unheard for ``liveness_s`` is not waited for. While this node's own link is down, a
+    synchronous node holds its round for at most ``outage_s``.
     ``window_bytes`` is the credit: how much a neighbour may leave unacknowledged before no more is sent to it, and
     ``patience_s`` how long an asynchronous node defers its publication for such a neighbour. A neighbour whose update
     is later than usual is asked for it, at first after ``nudge_s``.
@@ -59,4 +67,4 @@ class GossipSettings:
     patience_s: float = 5.0
     staleness_exponent: float = 0.5
     max_staleness: int = 50
-    max_norm: float = 1e6
+    max_norm: float = 1e9

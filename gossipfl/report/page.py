@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
+DRAWN_NODES = 400
+"""The graph of a larger network is not drawn: it would be one grey disc."""
+
 LISTED_NODES = 500
 """Of larger networks, only so many nodes are listed."""
 
@@ -86,7 +89,7 @@ def _figures(run: RunData) -> Iterator[tuple[str, Figure]]:
         virtual = run.summary.get("transport") == "memory"
         yield "learning", learning_figure(rows, "virtual time (s)" if virtual else "time (s)")
         yield "filter", filter_figure(rows)
-    if run.topology:
+    if 0 < run.topology.get("nodes", 0) <= DRAWN_NODES:
         yield "network", network_figure(Network.from_records(run.topology, byzantine_nodes(run)))
 
 

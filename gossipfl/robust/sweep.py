@@ -55,7 +55,8 @@ def filtered_mean(
 
     All vectors are (d,) on the CPU; ``factors`` are the f_j; ``out`` must not overlap an input; an empty S gives
     ``own``. A vector with a NaN is never near. Norms are summed over blocks in float64. Large sweeps use as many
-    threads as torch is set to use: ``out`` has the same bits for any number. Temporaries: two blocks a thread.
+    threads as torch is set to use; the same vectors accepted, ``out`` has the same bits for any number of them.
+    Temporaries: two blocks a thread.
     """
     arrays = [vector.detach().numpy() for vector in received]
     inputs = _Inputs(own.detach().numpy(), arrays, factors, pull, out.detach().numpy())

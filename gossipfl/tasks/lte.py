@@ -2,7 +2,8 @@
 
 The traces are those of three sites in Barcelona that Perifanis et al. (2023) study, or any with the same
 columns. A site's last fifth of time is its test part, the same for every node of that site; the rest is its
-training part.
+training part. With the option ``validation`` a node keeps the last share of its own training rows aside, to
+choose by it when to stop without a look at the test part.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +28,10 @@ from gossipfl.tasks.windows import LENGTH, Measured, Scaling
 
 TEST_SHARE = 0.2
 LEAST_WINDOWS = 10
-"""Complete windows that a training part and a test part must have at least."""
+"""Complete windows that each part must have at least."""
+
+Windows = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Inputs (n, LENGTH, c) and targets (n, 5), scaled."""
 
 
 def load(
@@ -36,20 +41,29 @@ def load(
     hidden: object = None,
     inputs: str = "channels",
     sites: object = (),
+    validation: object = 0.0,
 ) -> LteTraffic:
     """Return the task over the CSV traces in the folder ``path``.
 
+    ``validation`` in [0, 1) is the share of a node's training rows, its last ones, that it does not train on.
     Raises ConfigError for an unknown option value, DataError for a folder or trace that cannot be used.
     """
     if not path:
         raise ConfigError("lte-traffic needs path = a folder with CSV traces, one site a file")
     if inputs not in ("channels", "all"):
         raise ConfigError(f'lte-traffic inputs "{inputs}" is unknown; choose one of: channels, all')
+    share = _share(validation)
     columns = COLUMNS if inputs == "all" else CHANNELS
     factory = _model(model, hidden, len(columns))
     names = list(sites) if isinstance(sites, (list, tuple)) else str(sites).split(",")
     paths = find_traces(Path(path).expanduser(), [str(name).strip() for name in names if str(name).strip()])
-    return LteTraffic([Site.read(file, columns) for file in paths], factory)
+    return LteTraffic([Site.read(file, columns) for file in paths], factory, share)
+
+
+def _share(validation: object) -> float:
+    if isinstance(validation, bool) or not isinstance(validation, (int, float)) or not 0 <= validation < 1:
+        raise ConfigError(f"lte-traffic validation = {validation!r} is no share of rows; use a number in [0, 1)")
+    return float(validation)
 
 
 def _model(name: str, hidden: object, columns: int) -> ModelFactory:
@@ -81,25 +95,35 @@ class Site:
         measured = Measured.of(read_trace(path, columns))
         return cls(path.stem, path, measured, int(len(measured) * (1 - TEST_SHARE)))
 
-    def shard(self, start: int, stop: int) -> Shard:
+    def shard(self, start: int, stop: int, validation: float) -> Shard:
         """Return the shard of a node that holds rows [start, stop) of the training part.
 
-        The scaling is fitted on those rows alone: nothing else of the site is known to the node before the
-        test.
+        The scaling is fitted on the rows that the node trains on, alone: nothing else of the site is known to
+        it before the test.
         """
-        own = self.measured.rows(start, stop)
+        kept = stop - round(validation * (stop - start))
+        own = self.measured.rows(start, kept)
         scaling = Scaling.fit(own.values, own.columns)
-        # The first test windows look back into the training part: at forecasting time those samples are known.
-        held_out = self.measured.rows(max(0, self.boundary - LENGTH), len(self.measured))
-        training, test = own.windows(scaling), held_out.windows(scaling)
-        for part, rows, windows in (("training", own, training), ("test", held_out, test)):
-            if len(windows[0]) < LEAST_WINDOWS:
-                raise DataError(
-                    f"{self.path} gives {len(windows[0])} complete {part} windows in {len(rows)} rows; "
-                    f"at least {LEAST_WINDOWS} are needed: use a longer trace or fewer nodes"
-                )
-        info = {"site": self.name, "rows": (start, stop), "scaling": scaling.channels(len(test[0]))}
-        return Shard(*training, *test, info)
+        training = self._windows("training", own, scaling)
+        held_out = self._held_out("test", (self.boundary, len(self.measured)), scaling)
+        info = {"site": self.name, "rows": (start, stop), "scaling": scaling.channels(len(held_out[0]))}
+        if validation:
+            aside = self._held_out("validation", (kept, stop), scaling)
+            info["validation"] = Shard(*training, *aside, info | {"scaling": scaling.channels(len(aside[0]))})
+        return Shard(*training, *held_out, info)
+
+    def _held_out(self, part: str, rows: tuple[int, int], scaling: Scaling) -> Windows:
+        # The first of these windows look back into the rows before: at forecasting time those are known.
+        return self._windows(part, self.measured.rows(max(0, rows[0] - LENGTH), rows[1]), scaling)
+
+    def _windows(self, part: str, measured: Measured, scaling: Scaling) -> Windows:
+        windows = measured.windows(scaling)
+        if len(windows[0]) < LEAST_WINDOWS:
+            raise DataError(
+                f"{self.path} gives {len(windows[0])} complete {part} windows in {len(measured)} rows; "
+                f"at least {LEAST_WINDOWS} are needed: use a longer trace or fewer nodes"
+            )
+        return windows
 
 
 class LteTraffic:
@@ -112,9 +136,10 @@ class LteTraffic:
 
     name = "lte-traffic"
 
-    def __init__(self, sites: Sequence[Site], model: ModelFactory) -> None:
+    def __init__(self, sites: Sequence[Site], model: ModelFactory, validation: float = 0.0) -> None:
         self._sites = tuple(sites)
         self._model = model
+        self._validation = validation
 
     def shards(self, nodes: int, partition: Partition, seed: int) -> Sequence[Shard]:
         """Give each node a site, or with more nodes than sites a contiguous span of a site's training part.
@@ -145,6 +170,17 @@ class LteTraffic:
             order_seed=order_seed,
         )
 
+    def validation(self, shard: Shard) -> Shard:
+        """Return the shard with its validation part where its test part was.
+
+        A learner made of it is measured on what its node may look at while it chooses. Raises ConfigError where
+        the task holds none out.
+        """
+        if not self._validation:
+            raise ConfigError("lte-traffic holds out no validation part; set validation, e.g. validation = 0.2")
+        held_out: Shard = shard.info["validation"]
+        return held_out
+
     def flip_labels(self, shard: Shard) -> Shard:
         """Return the shard with training targets mirrored at the mean (z -> -z); the test part stays true."""
         return replace(shard, targets=-shard.targets)
@@ -159,30 +195,42 @@ class LteTraffic:
         longest = sorted(range(files), key=lambda index: (-self._sites[index].boundary, index))
         counts = [nodes // files + (longest.index(index) < nodes % files) for index in range(files)]
         return [
-            site.shard(int(start), int(stop))
+            site.shard(int(start), int(stop), self._validation)
             for site, count in zip(self._sites, counts, strict=True)
             for start, stop in pairwise(np.linspace(0, site.boundary, count + 1).round())
         ]
 
     def _pooled(self, nodes: int, rng: np.random.Generator) -> list[Shard]:
-        wholes = [site.shard(0, site.boundary) for site in self._sites]
-        inputs, targets, test_inputs, test_targets = (
-            np.concatenate([getattr(whole, part) for whole in wholes])
-            for part in ("inputs", "targets", "test_inputs", "test_targets")
-        )
+        wholes = [site.shard(0, site.boundary, self._validation) for site in self._sites]
+        inputs, targets = (np.concatenate([getattr(whole, part) for whole in wholes]) for part in ("inputs", "targets"))
         if not 1 <= nodes <= len(inputs):
             raise DataError(f"{len(inputs)} windows cannot be dealt to {nodes} nodes; use fewer nodes")
-        scalings: list[Scaling] = [whole.info["scaling"] for whole in wholes]
-        scaling = Scaling(
-            scalings[0].volume,
-            np.concatenate([scaling.offset for scaling in scalings]),
-            np.concatenate([scaling.deviation for scaling in scalings]),
-        )
-        info = {"site": "+".join(site.name for site in self._sites), "scaling": scaling}
-        return [
-            Shard(inputs[part], targets[part], test_inputs, test_targets, info)
-            for part in (np.sort(share) for share in np.array_split(rng.permutation(len(inputs)), nodes))
-        ]
+        aside = _measured_together([self.validation(whole) for whole in wholes]) if self._validation else None
+        test = _measured_together(wholes)
+        shards = []
+        for part in (np.sort(share) for share in np.array_split(rng.permutation(len(inputs)), nodes)):
+            shard = replace(test, inputs=inputs[part], targets=targets[part])
+            if aside is not None:
+                held_out = replace(aside, inputs=shard.inputs, targets=shard.targets)
+                shard = replace(shard, info={**shard.info, "validation": held_out})
+            shards.append(shard)
+        return shards
+
+
+def _measured_together(shards: Sequence[Shard]) -> Shard:
+    """Join the test parts of ``shards``, each scaled by its own site; the training part is the first one's."""
+    scalings: list[Scaling] = [shard.info["scaling"] for shard in shards]
+    scaling = Scaling(
+        scalings[0].volume,
+        np.concatenate([scaling.offset for scaling in scalings]),
+        np.concatenate([scaling.deviation for scaling in scalings]),
+    )
+    return replace(
+        shards[0],
+        test_inputs=np.concatenate([shard.test_inputs for shard in shards]),
+        test_targets=np.concatenate([shard.test_targets for shard in shards]),
+        info={"site": "+".join(shard.info["site"] for shard in shards), "scaling": scaling},
+    )
 
 
 def score(outputs: Tensor, targets: Tensor, *, scaling: Scaling) -> Evaluation:

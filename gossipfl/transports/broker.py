@@ -85,7 +85,7 @@ class Broker:
         self.scratch = new_scratch()
         self._credentials = (username, password.encode()) if username is not None else None
         self._listener = listener
-        self._clients: set[BrokerClient] = set()
+        self.clients: set[BrokerClient] = set()
         self._by_id: dict[str, BrokerClient] = {}
         self._subscriptions: Subscriptions[BrokerClient] = Subscriptions()
         self._sweeper: asyncio.Task[None] | None = None
@@ -108,7 +108,7 @@ class Broker:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
-        for client in list(self._clients):
+        for client in list(self.clients):
             client.will = None
             client.close("broker stops")
         if self._sweeper is not None:
@@ -124,11 +124,11 @@ class Broker:
         except OSError:  # no descriptor is free: leave it in the kernel's backlog until the next sweep
             asyncio.get_running_loop().remove_reader(self._listener)
             return
-        if len(self._clients) >= self.limits.clients:
+        if len(self.clients) >= self.limits.clients:
             sock.close()
             return
         self.counters.connections += 1
-        self._clients.add(BrokerClient(self, sock))
+        self.clients.add(BrokerClient(self, sock))
 
     async def _sweep(self) -> None:
         """Close clients that broke a time limit."""
@@ -137,7 +137,7 @@ class Broker:
             await asyncio.sleep(_SWEEP_S)
             if self._listener is not None:
                 loop.add_reader(self._listener, self._accept)
-            for client in list(self._clients):
+            for client in list(self.clients):
                 reason = client.overdue(loop.time())
                 if reason == "stalled":
                     self.counters.stalled += 1
@@ -241,7 +241,7 @@ class Broker:
 
     def gone(self, client: BrokerClient) -> None:
         """Forget a client that is closed and publish its will."""
-        self._clients.discard(client)
+        self.clients.discard(client)
         self._subscriptions.forget(client)
         if client.client_id is not None and self._by_id.get(client.client_id) is client:
             del self._by_id[client.client_id]

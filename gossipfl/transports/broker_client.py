@@ -94,6 +94,11 @@ class BrokerClient:
         return self.close_reason is not None
 
     @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait to be written to this client."""
+        return self._out_bytes
+
+    @property
     def overfull(self) -> bool:
         """Whether so much waits for this subscriber that its publishers have to wait too."""
         return self._out_bytes > self._sink.limits.queue_bytes
@@ -215,9 +220,9 @@ class BrokerClient:
         if was_idle:
             self._moved_s = self._loop.time()
         for part in parts:
-            view = memoryview(part)
-            self._out.append(view)
-            self._out_bytes += len(view)
+            if len(part):  # an empty buffer would never be done
+                self._out.append(memoryview(part))
+                self._out_bytes += len(part)
         if was_idle:
             self._flush()
             if self._out and not self.closed:

@@ -18,8 +18,8 @@ from gossipfl.transports.base import (
     check_frame,
 )
 from gossipfl.transports.mailbox import Mailbox
-from gossipfl.transports.mqtt_options import MqttOptions, Topics
-from gossipfl.transports.mqtt_session import LoginRefused, MqttSession
+from gossipfl.transports.mqtt_options import MqttOptions, NoUseRetrying, Topics
+from gossipfl.transports.mqtt_session import MqttSession
 
 _EVENTS = 64
 
@@ -117,7 +117,7 @@ class MqttTransport(Transport):
                     self._events.push(LinkEvent("down", None, str(error)))
                     failures = 0
                 failures += 1
-                hopeless = isinstance(error, LoginRefused) or failures >= self._options.start_tries
+                hopeless = isinstance(error, NoUseRetrying) or failures >= self._options.start_tries
                 if hopeless and not started.done():
                     started.set_exception(error)
                     return

@@ -14,6 +14,23 @@ from gossipfl.transports.base import PeerId
 _TOPIC_LEVEL = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+class NoUseRetrying(TransportUnavailable):
+    """A person has to mend something first: a password, a certificate, a permission."""
+
+
+class _TidySocket(ssl.SSLSocket):
+    """A TLS socket that closes itself when its handshake fails, which paho leaves to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """PEM files for TLS: who signs the broker's certificate, and this site's own certificate, if it has one."""
@@ -23,7 +40,7 @@ class TlsFiles:
     key: str | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return a client context that checks the broker's name; TransportUnavailable names an unusable file."""
+        """Return a client context that checks the broker's name; NoUseRetrying names an unusable file."""
         path = self.ca
         try:
             context = ssl.create_default_context(cafile=self.ca)
@@ -31,9 +48,10 @@ class TlsFiles:
                 path = self.certificate
                 context.load_cert_chain(self.certificate, self.key)
         except OSError as error:  # ssl.SSLError is one too
-            raise TransportUnavailable(
+            raise NoUseRetrying(
                 f"TLS file {path} cannot be used: {error.strerror or error}; name a readable PEM file"
             ) from None
+        context.sslsocket_class = _TidySocket
         return context
 
 

@@ -14,23 +14,19 @@ import aiomqtt
 
 from gossipfl.errors import TransportUnavailable
 from gossipfl.transports.base import PeerId
-from gossipfl.transports.mqtt_options import MqttOptions, Topics
+from gossipfl.transports.mqtt_options import MqttOptions, NoUseRetrying, Topics
 
 Deliver = Callable[[PeerId | None, bytes], None]
 """Takes a frame and its sender, or None when the topic is nobody's."""
 
 _SOCKET_BUFFER_BYTES = 1 << 20  # a whole frame goes to the kernel in one piece
 _CONCURRENT_PUBLISHES = 4
-_ABANDON_S = 0.1
+_ABANDON_S = 1.0
 _REFUSED = 0x80
 _LOGIN_REFUSALS = frozenset({132, 133, 134, 135})  # aiomqtt gives CONNACK codes 1, 2, 4 and 5 these MQTT 5 numbers
 
 _LOGGER = logging.getLogger("gossipfl.transports.aiomqtt")
 _LOGGER.setLevel(logging.ERROR)  # what aiomqtt warns of is told by exceptions and link events
-
-
-class LoginRefused(TransportUnavailable):
-    """The broker said no to this client, or the client to the broker's certificate: trying again is no use."""
 
 
 class MqttSession:
@@ -73,16 +69,17 @@ class MqttSession:
         )
 
     async def open(self) -> None:
-        """Connect; raises LoginRefused when trying again is no use, and TransportUnavailable otherwise.
+        """Connect; raises NoUseRetrying when trying again is no use, and TransportUnavailable otherwise.
 
         aiomqtt connects in a thread that cannot be stopped: a cancelled ``open`` waits until it is done.
         """
+        if self._options.socket_path is not None:
+            _try_unix_socket(self._options)
         opening = asyncio.create_task(self._client.__aenter__(), name=f"mqtt[{self._me}].open")
         try:
             await asyncio.shield(opening)
         except aiomqtt.MqttError as error:
-            self._client.timeout = _ABANDON_S  # no answer is to be expected; only free what is left
-            await self.close()
+            await self._free_socket()
             raise _unavailable(error, self._options) from None
         except asyncio.CancelledError:
             with contextlib.suppress(aiomqtt.MqttError):
@@ -123,7 +120,7 @@ class MqttSession:
         granted: Sequence[Any] = await self._client.subscribe(wanted)
         for topic, code in zip(topics, granted, strict=True):
             if getattr(code, "value", code) >= _REFUSED:
-                raise LoginRefused(
+                raise NoUseRetrying(
                     f"the MQTT broker at {self._options.address} refuses {self._me} the topic {topic}; "
                     "allow it to read that topic (ACL)"
                 )
@@ -135,7 +132,7 @@ class MqttSession:
                 await self._client.publish(topic, b"", qos=self._options.qos, timeout=math.inf)
                 await heard.wait()
         except TimeoutError:
-            raise LoginRefused(
+            raise NoUseRetrying(
                 f"the MQTT broker at {self._options.address} does not pass on what {self._me} publishes to {topic}; "
                 "allow it to publish to that topic and to read it (ACL)"
             ) from None
@@ -178,6 +175,20 @@ class MqttSession:
         """Disconnect; waits for the broker no longer than ``timeout_s``."""
         with contextlib.suppress(aiomqtt.MqttError):
             await self._client.__aexit__(None, None, None)
+        await self._free_socket()
+
+    async def _free_socket(self) -> None:
+        """End a connection whose broker no longer answers; aiomqtt itself would leave its socket and task behind."""
+        paho = self._client._client  # the only private name used here: aiomqtt 2 shows its socket in no other way
+        sock = paho.socket()
+        if not isinstance(sock, socket.socket):
+            return
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # paho's next read sees the end and takes everything down
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ABANDON_S):
+                while paho.socket() is not None:  # noqa: ASYNC110  # paho has no event for it
+                    await asyncio.sleep(0)
 
 
 def _inlet(take: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqtt.Message]]:
@@ -193,17 +204,26 @@ def _inlet(take: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqt
     return Inlet
 
 
+def _try_unix_socket(options: MqttOptions) -> None:
+    """Raise TransportUnavailable when nobody listens; paho would leave an open socket behind at every try."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(options.socket_path or "")
+        except OSError as error:
+            raise _unavailable(aiomqtt.MqttError(str(error)), options) from None
+
+
 def _unavailable(error: aiomqtt.MqttError, options: MqttOptions) -> TransportUnavailable:
     """Tell in one line what is wrong with the connection and how to mend it."""
     code: Any = getattr(error, "rc", None)
     if isinstance(error, aiomqtt.MqttCodeError) and getattr(code, "value", code) in _LOGIN_REFUSALS:
-        return LoginRefused(
+        return NoUseRetrying(
             f"the MQTT broker at {options.address} refuses user {options.username!r}: {code}; "
             "correct the user name and password"
         )
     text = str(error)
     if "CERTIFICATE" in text or "certificate" in text:
-        return LoginRefused(
+        return NoUseRetrying(
             f"no TLS connection with the MQTT broker at {options.address}: {text}; "
             "correct the CA file, certificate and key, or the host name"
         )

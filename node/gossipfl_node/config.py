@@ -1,0 +1,193 @@
+"""What a site's TOML file may say.
+
+Sections that a run of the testbed has too (task, partition, train, rule, codec, gossip) mean the same here. Paths are
+relative to the folder of the file, so that a site's folder can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from gossipfl.config import (
+    CodecSpec,
+    Count,
+    Delay,
+    FilePath,
+    GossipSpec,
+    PartitionSpec,
+    Positive,
+    RuleSpec,
+    Seconds,
+    Spec,
+    TaskSpec,
+    TlsSpec,
+    TrainSpec,
+)
+from gossipfl.errors import ConfigError
+from gossipfl.settings import Settings
+
+SECTIONS = {"task": "digits", "rule": "balance", "codec": "float32", "partition": "auto"}
+"""Sections that may be written as a bare name, and the name that they have by default."""
+
+Name = Annotated[str, Field(min_length=1)]
+Edge = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class FederationSpec(Spec):
+    """What all sites must agree on: who is a member, who gossips with whom, and the common initial model.
+
+    ``members`` maps each site's name to its peer id, ``edges`` are pairs of names. Everyone derives neighbours and
+    mixing weights from the same edges; the order of members and edges does not matter.
+    """
+
+    name: Name
+    members: dict[str, str] = Field(min_length=2)
+    edges: list[Edge] = Field(min_length=1)
+    model_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class SiteSection(Spec):
+    """This site: its ``name`` among the members, its ``key`` file, and the folder that keeps its ``state``.
+
+    ``round_every_s``: least time from one round to the next. ``stop_timeout_s``: how long a stopping daemon may take
+    to finish its round and drain. ``threads``: how many cores training may use. ``events_bytes``: size at which
+    events.jsonl is put aside; four older ones are kept.
+    """
+
+    name: Name
+    key: FilePath
+    state: FilePath
+    round_every_s: Delay = 0.0
+    stop_timeout_s: Seconds = 60.0
+    threads: Positive = 1
+    events_bytes: Annotated[int, Field(ge=4096)] = 16 << 20
+
+
+class BrokerSection(Spec):
+    """The MQTT broker: its address, and the login by password, by client certificate (``tls``) or both.
+
+    ``wait``: keep trying when the broker does not answer at the start, instead of giving up.
+    """
+
+    host: Name
+    port: int | None = Field(default=None, ge=1, le=65535)
+    username: str | None = None
+    password: str | None = Field(default=None, repr=False)
+    password_file: FilePath | None = None
+    tls: TlsSpec | None = None
+    wait: bool = False
+
+    @property
+    def port_number(self) -> int:
+        """The port: 1883, or 8883 with TLS, where none is given."""
+        return self.port or (8883 if self.tls else 1883)
+
+    @property
+    def address(self) -> str:
+        """Host and port, for people."""
+        return f"{self.host}:{self.port_number}"
+
+
+class ShareSpec(Spec):
+    """Which part of a data set is this site's, where several sites load the same one: part ``index`` ``of`` so many."""
+
+    index: Count = 0
+    of: Positive = 1
+
+
+class SiteSpec(Spec):
+    """One site, complete."""
+
+    federation: FederationSpec
+    site: SiteSection
+    broker: BrokerSection
+    task: TaskSpec = Field(default_factory=TaskSpec)
+    partition: PartitionSpec = Field(default_factory=PartitionSpec)
+    share: ShareSpec = Field(default_factory=ShareSpec)
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    rule: RuleSpec = Field(default_factory=RuleSpec)
+    codec: CodecSpec = Field(default_factory=CodecSpec)
+    gossip: GossipSpec = Field(default_factory=GossipSpec)
+    mode: Literal["async", "sync"] = "async"
+    rounds: Positive | None = None
+    evaluate_every: Positive = 10
+
+    def evaluates(self, round_: int) -> bool:
+        """Say whether the model is measured after round ``round_`` (from 0)."""
+        return (round_ + 1) % self.evaluate_every == 0 or (self.rounds is not None and round_ == self.rounds - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFile:
+    """A site's file as far as it can be understood.
+
+    ``spec`` is None where too much is missing. ``lines`` are the mistakes, one line each; ``mistaken`` the sections
+    that they are in, and ``doubtful`` those of them where a default stands in for what the person wrote.
+    """
+
+    path: Path
+    spec: SiteSpec | None
+    lines: tuple[str, ...]
+    mistaken: frozenset[str]
+    doubtful: frozenset[str]
+
+
+def read_site(path: Path) -> SiteFile:
+    """Read the file and look past its mistakes; raises ConfigError where it is missing or no TOML."""
+    settings = _settings(path)
+    mistakes = settings.mistakes(SiteSpec)
+    mistaken = frozenset(str(mistake.key[0]) for mistake in mistakes if mistake.key)
+    doubtful = frozenset(str(mistake.key[0]) for mistake in mistakes if mistake.key and not mistake.surplus)
+    for mistake in mistakes:
+        if not settings.drop(mistake.key) and mistake.key:
+            settings.drop(mistake.key[:1])
+    spec = None
+    if not settings.mistakes(SiteSpec):
+        spec = _resolved(settings.validate(SiteSpec), path.parent)
+    return SiteFile(path, spec, tuple(mistake.line for mistake in mistakes), mistaken, doubtful)
+
+
+def load_site(path: Path) -> SiteSpec:
+    """Return the site that the file describes; raises ConfigError with the first mistake."""
+    return _resolved(_settings(path).validate(SiteSpec), path.parent)
+
+
+def load_state_folder(path: Path) -> Path:
+    """Return the state folder that the file names, whatever else may be wrong in it; raises ConfigError."""
+    from gossipfl.settings import read_toml
+
+    section = read_toml(path).get("site")
+    state = section.get("state") if isinstance(section, dict) else None
+    if not isinstance(state, str):
+        raise ConfigError(f"{path}: site.state is missing; name the folder that keeps the daemon's state")
+    return path.parent / state
+
+
+def _settings(path: Path) -> Settings:
+    settings = Settings(SECTIONS)
+    settings.add_file(path)
+    return settings
+
+
+def _resolved(spec: SiteSpec, folder: Path) -> SiteSpec:
+    """Return the spec with all its paths relative to ``folder`` made absolute."""
+    root = folder.absolute()
+
+    def under(part: Spec, *names: str) -> Any:
+        found = {name: getattr(part, name) for name in names}
+        return part.model_copy(update={name: root / path for name, path in found.items() if path is not None})
+
+    broker = under(spec.broker, "password_file")
+    if broker.tls is not None:
+        broker = broker.model_copy(update={"tls": under(broker.tls, "ca", "cert", "key")})
+    update: dict[str, Any] = {"site": under(spec.site, "key", "state"), "broker": broker}
+    data = spec.task.options.get("path")
+    # What the options of a person's own task mean is the task's business.
+    if isinstance(data, str) and ":" not in spec.task.name:
+        options = {**spec.task.options, "path": str(root / data)}
+        update["task"] = spec.task.model_copy(update={"options": options})
+    return spec.model_copy(update=update)

@@ -1,0 +1,204 @@
+"""The daemon of one site: start up, gossip until asked to end, shut down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from gossipfl.errors import ConfigError, GossipflError, TransportUnavailable
+from gossipfl_node.journal import Journal
+from gossipfl_node.signals import StopSignals, capture_signals
+from gossipfl_node.site import Site
+from gossipfl_node.state import EVENTS_FILE, StateFolder
+from gossipfl_node.status import Ledger, Standing
+from gossipfl_node.status_socket import status_server
+
+if TYPE_CHECKING:
+    from gossipfl_node.config import SiteSpec
+
+FLUSH_S = 1.0
+"""How long an event may wait in memory."""
+MARKS_S = 10.0
+"""How often replay marks reach the disk: what was heard since could be replayed, once, after a crash."""
+BROKER_PAUSE_S = 3.0
+"""Pause between two attempts to reach a broker that is waited for."""
+
+log = logging.getLogger(__name__)
+
+
+def run_site(spec: SiteSpec) -> None:
+    """Be the daemon of a site until it is asked to end, or its rounds are over; raises a UsageError for mistakes."""
+    site = Site(spec)
+    name = site.federation.me.name
+    log.info("site %s (%s) of federation %s", name, site.identity.peer_id, spec.federation.name)
+    with (
+        StateFolder(spec.site.state) as state,
+        capture_signals() as signals,
+        Journal(state.path / EVENTS_FILE, name, spec.site.events_bytes) as journal,
+    ):
+        daemon = Daemon(site, state, Ledger(site.federation, journal))
+        asyncio.run(daemon.serve(signals))
+
+
+class Daemon:
+    """One start of a site's daemon: loads the data, takes a new incarnation, and remembers what it had heard before."""
+
+    def __init__(self, site: Site, state: StateFolder, ledger: Ledger) -> None:
+        # torch reads this when it is imported, which happens below.
+        os.environ.setdefault("OMP_NUM_THREADS", str(site.spec.site.threads))
+        from gossipfl.agent import Agent
+        from gossipfl.compute import ThreadCompute
+
+        _set_threads(site.spec.site.threads)
+        self._site = site
+        self._state = state
+        self._ledger = ledger
+        incarnation = state.next_incarnation(time.time())
+        learner = site.learner(incarnation)
+        core = site.core(learner, incarnation)
+        core.restore_replay_marks(state.replay_marks())
+        transport = site.transport(patient=site.spec.broker.wait)
+        compute = ThreadCompute(site.federation.me.name)
+        self._agent = Agent(core, learner, transport, compute, site.agent_options(), ledger)
+        self._standing = Standing(site, ledger, core, transport, incarnation, learner.layout.size)
+        self._phase = "starting"
+        self._stopping = asyncio.Event()
+
+    async def serve(self, signals: StopSignals) -> None:
+        """Live from the first answer to ``gossipfl-node status`` to the last."""
+        signals.attach(asyncio.get_running_loop(), self.stop)
+        async with status_server(self._state.path, self._document):
+            try:
+                await self._startup()
+                if not self._stopping.is_set():
+                    await self._main()
+            except GossipflError as error:
+                self._ledger.note("failed", error=str(error))
+                raise
+            finally:
+                self._shutdown()
+
+    def stop(self, reason: str) -> None:
+        """Finish the round in hand, drain, say good-bye."""
+        log.info("%s: ending after this round; a second signal ends at once", reason)
+        self._ledger.note("stopping", reason=reason)
+        self._phase = "stopping"
+        self._stopping.set()
+        self._agent.stop()
+
+    # ------------------------------------------------------------------------------------------ three acts
+
+    async def _startup(self) -> None:
+        standing, neighbours = self._standing, self._site.federation.neighbours
+        self._ledger.note("started", incarnation=standing.incarnation, pid=os.getpid())
+        log.info(
+            "incarnation %d: %d parameters, %s rounds with %s",
+            standing.incarnation,
+            standing.parameters,
+            self._site.spec.mode,
+            ", ".join(member.name for member in neighbours),
+        )
+        if self._site.spec.broker.wait:
+            self._phase = "waiting for the broker"
+            await self._await_broker()
+
+    async def _main(self) -> None:
+        self._phase = "running"
+        agent = asyncio.create_task(self._agent.run(), name="daemon.agent")
+        keeper = asyncio.create_task(self._keep_state(), name="daemon.keep_state")
+        try:
+            if not await self._unless_stopped(agent):
+                await self._end(agent)
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+    def _shutdown(self) -> None:
+        self._save_marks()
+        self._ledger.note("ended", round=self._standing.core.round)
+        log.info("ended after %d rounds", self._standing.core.round)
+
+    # ------------------------------------------------------------------------------------------ how they are played
+
+    async def _await_broker(self) -> None:
+        """Return when the broker has let this site in once; raises LoginRefused where it never will."""
+        from gossipfl.transports.mqtt_session import LoginRefused
+
+        told = ""
+        while not self._stopping.is_set():
+            probe = self._site.transport()
+            try:
+                await self._unless_stopped(asyncio.create_task(probe.start(), name="daemon.probe"), cancel=True)
+            except LoginRefused:
+                raise
+            except TransportUnavailable as error:
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("waiting for the broker: %s", told)
+            else:
+                return
+            finally:
+                await probe.close()
+            await self._unless_stopped(asyncio.create_task(asyncio.sleep(BROKER_PAUSE_S)), cancel=True)
+
+    async def _unless_stopped(self, task: asyncio.Task[Any], *, cancel: bool = False) -> bool:
+        """Wait for a task and raise what it raised; False if this daemon was asked to stop before it ended."""
+        stopped = asyncio.create_task(self._stopping.wait(), name="daemon.stopping")
+        try:
+            await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if not task.done():
+            if cancel:
+                await _cancelled(task)
+            return False
+        await task
+        return True
+
+    async def _end(self, agent: asyncio.Task[Any]) -> None:
+        """Let the agent finish and drain, for a bounded time."""
+        if self._ledger.link.state == "connecting":  # it has never met the broker: nothing to drain
+            await _cancelled(agent)
+            return
+        await asyncio.wait([agent], timeout=self._site.spec.site.stop_timeout_s)
+        if agent.done():
+            await agent
+            return
+        log.warning("not done after %g s (site.stop_timeout_s): ending now", self._site.spec.site.stop_timeout_s)
+        self._shutdown()
+        self._ledger.journal.close()
+        logging.shutdown()
+        os._exit(0)  # a training step in its thread could not be ended otherwise
+
+    async def _keep_state(self) -> None:
+        loop = asyncio.get_running_loop()
+        marks_at = loop.time() + MARKS_S
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._ledger.journal.flush()
+            if loop.time() >= marks_at:
+                await asyncio.to_thread(self._save_marks)
+                marks_at = loop.time() + MARKS_S
+
+    def _save_marks(self) -> None:
+        try:
+            self._state.save_replay_marks(self._standing.core.replay_marks())
+        except ConfigError as error:
+            log.error("replay marks are not kept: %s", error)  # noqa: TRY400 - the line says it all
+
+    def _document(self) -> dict[str, Any]:
+        return self._standing.document(self._phase, asyncio.get_running_loop().time())
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

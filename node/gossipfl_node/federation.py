@@ -1,0 +1,124 @@
+"""The federation as one site sees it: members, the graph, its neighbours and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from gossipfl.errors import ConfigError
+from gossipfl.identity import PeerId
+from gossipfl.membership import Member, Membership, federation_id_of
+from gossipfl.settings import suggest
+from gossipfl.topology.graph import Topology, canonical_edges
+from gossipfl.topology.weights import metropolis
+
+if TYPE_CHECKING:
+    from gossipfl_node.config import FederationSpec
+
+MANY = 5
+"""How many names an error line lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """Members, and this site's place among them.
+
+    ``weights`` maps the peer id of each neighbour to its Metropolis weight, in the order of the neighbours' names:
+    the same order at every site, however its file is sorted.
+    """
+
+    membership: Membership
+    me: Member
+    weights: Mapping[PeerId, float]
+
+    @classmethod
+    def of(cls, spec: FederationSpec, site: str) -> Self:
+        """Return the federation of ``spec`` as ``site`` sees it; raises ConfigError with the first mistake."""
+        for mistake in find_mistakes(spec, site):
+            raise ConfigError(mistake)
+        names = sorted(spec.members)
+        graph = _graph(spec, names)
+        place = names.index(site)
+        neighbours = [spec.members[names[other]] for other in graph.neighbours(place)]
+        membership = Membership.from_ids(spec.name, spec.members)
+        weights = dict(zip(neighbours, metropolis(graph)[place], strict=True))
+        return cls(membership, membership.members[spec.members[site]], weights)
+
+    def name_of(self, peer: PeerId) -> str:
+        """Return a member's name, or the peer id itself for a stranger."""
+        member = self.membership.get(peer)
+        return member.name if member is not None else peer
+
+    @property
+    def neighbours(self) -> tuple[Member, ...]:
+        """The neighbours, by name."""
+        return tuple(self.membership.members[peer] for peer in self.weights)
+
+
+def find_mistakes(spec: FederationSpec, site: str) -> Iterator[str]:
+    """Yield, one line each, what is wrong with members, edges, and this site's place among them."""
+    members = list(_member_mistakes(spec))
+    yield from members
+    if site not in spec.members:
+        yield f'site.name "{site}" is no member{suggest(site, spec.members)}; members: {_listed(spec.members)}'
+    edges = list(_edge_mistakes(spec))
+    yield from edges
+    if members or edges or site not in spec.members:
+        return
+    graph = _graph(spec, sorted(spec.members))
+    if not any(site in edge for edge in spec.edges):
+        yield f'site "{site}" has no neighbour; add an edge with it to federation.edges'
+    elif not graph.is_connected:
+        parts = graph.components()
+        alone = [graph.label(node) for node in parts[-1]]
+        yield f"federation.edges leave {_listed(alone)} cut off from the rest; add an edge that joins them"
+
+
+def _member_mistakes(spec: FederationSpec) -> Iterator[str]:
+    try:
+        federation_id_of(spec.name)
+    except ConfigError as error:
+        yield f"federation.name: {error}"
+    owners: dict[PeerId, str] = {}
+    for name, peer_id in spec.members.items():
+        try:
+            Member.from_peer_id(name, peer_id)
+        except ConfigError as error:
+            yield f"federation.members.{name}: {error}"
+            continue
+        if peer_id in owners:
+            yield f"federation.members.{name} has the peer id of {owners[peer_id]}; each site needs a key of its own"
+        owners.setdefault(peer_id, name)
+    folded: dict[str, str] = {}
+    for name in spec.members:
+        twin = folded.setdefault(name.casefold(), name)
+        if twin != name:
+            yield f'federation.members: names "{twin}" and "{name}" are too alike; change one'
+
+
+def _edge_mistakes(spec: FederationSpec) -> Iterator[str]:
+    seen: set[tuple[str, ...]] = set()
+    for edge in spec.edges:
+        shown = f'federation.edges: ["{edge[0]}", "{edge[1]}"]'
+        for name in dict.fromkeys(edge):
+            if name not in spec.members:
+                yield f'{shown} names "{name}", who is no member{suggest(name, spec.members)}'
+        if edge[0] == edge[1]:
+            yield f"{shown} makes a site its own neighbour; remove it"
+        pair = tuple(sorted(edge))
+        if pair in seen:
+            yield f"{shown} is there twice; remove one"
+        seen.add(pair)
+
+
+def _graph(spec: FederationSpec, names: list[str]) -> Topology:
+    number = {name: index for index, name in enumerate(names)}
+    edges = canonical_edges((number[one], number[other]) for one, other in spec.edges)
+    return Topology(spec.name, len(names), edges, labels=tuple(names))
+
+
+def _listed(names: Mapping[str, str] | list[str]) -> str:
+    shown = sorted(names)
+    more = len(shown) - MANY
+    return ", ".join(shown[:MANY]) + (f" and {more} more" if more > 0 else "")

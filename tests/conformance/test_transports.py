@@ -1,0 +1,397 @@
+"""What every transport promises, asked of each of them: memory, faulty without faults, and MQTT at several brokers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mosquitto import free_port, make_certificates, password_lines, running_mosquitto
+
+from gossipfl.errors import TransportClosed, TransportUnavailable
+from gossipfl.transports.base import MAX_FRAME_BYTES, Transport
+from gossipfl.transports.broker import start_broker_process
+from gossipfl.transports.faults import FaultPlan, FaultyTransport
+from gossipfl.transports.memory import MemoryNetwork, MemoryTransport
+from gossipfl.transports.mqtt import MqttTransport
+from gossipfl.transports.mqtt_options import MqttOptions, TlsFiles
+
+DEADLINE_S = 20.0
+INBOX_FRAMES = 8
+TRIANGLE = {"ann": {"bob", "cid"}, "bob": {"ann", "cid"}, "cid": {"ann", "bob"}}
+PAIR = {"ann": {"bob"}, "bob": {"ann"}}
+MOSQUITTO_WORLDS = ("mosquitto", "mosquitto-password", "mosquitto-tls", "mosquitto-acl")
+WORLDS = (
+    "memory",
+    "faulty",
+    "broker",
+    "broker-unix",
+    *(pytest.param(name, marks=pytest.mark.mosquitto) for name in MOSQUITTO_WORLDS),
+)
+_numbers = itertools.count()
+
+
+@dataclass
+class World:
+    """One kind of transport; ``make`` gives an endpoint of a federation."""
+
+    make: Callable[[str, str, set[str]], Transport]
+    full_inbox_drops: bool
+    """What a full inbox does: frames are dropped and counted, or their senders wait."""
+
+    federation: str = field(default_factory=lambda: f"federation-{next(_numbers)}")
+
+    @contextlib.asynccontextmanager
+    async def network(
+        self, graph: dict[str, set[str]], federation: str | None = None
+    ) -> AsyncIterator[dict[str, Transport]]:
+        """Start a transport for every name in ``graph`` and close them all at the end."""
+        members = {me: self.make(federation or self.federation, me, peers) for me, peers in graph.items()}
+        try:
+            for transport in members.values():
+                await transport.start()
+            yield members
+        finally:
+            for transport in members.values():
+                await transport.close()
+
+
+def mqtt_world(options: MqttOptions, by_user: bool = False) -> World:
+    options = replace(options, inbox_frames=INBOX_FRAMES, backoff_s=(0.01, 0.05), timeout_s=3.0)
+
+    def make(federation: str, me: str, peers: set[str]) -> Transport:
+        login = {"username": me, "password": f"{me}'s secret"} if by_user else {}
+        return MqttTransport(me, peers, replace(options, federation=federation, **login))
+
+    return World(make, full_inbox_drops=True)
+
+
+def memory_world(wrap: Callable[[Transport], Transport]) -> World:
+    networks: dict[str, MemoryNetwork] = {}
+
+    def make(federation: str, me: str, peers: set[str]) -> Transport:
+        network = networks.setdefault(federation, MemoryNetwork())
+        return wrap(MemoryTransport(network, me, peers, inbox_frames=INBOX_FRAMES))
+
+    return World(make, full_inbox_drops=False)
+
+
+@pytest.fixture(scope="module")
+def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], MqttOptions]]:
+    """Start each kind of broker at its first use and keep it for the module."""
+    running: dict[str, MqttOptions] = {}
+    with contextlib.ExitStack() as stack:
+
+        def options(kind: str) -> MqttOptions:
+            if kind not in running:
+                running[kind] = _start_broker(kind, tmp_path_factory.mktemp(kind), stack)
+            return running[kind]
+
+        yield options
+
+
+def _start_broker(kind: str, folder: Path, stack: contextlib.ExitStack) -> MqttOptions:
+    if kind == "broker":
+        return MqttOptions(port=stack.enter_context(start_broker_process()).port)
+    if kind == "broker-unix":
+        broker = stack.enter_context(start_broker_process(socket_path=folder / "broker.sock"))
+        return MqttOptions(socket_path=broker.socket_path)
+    lines, tls = ["allow_anonymous true"], None
+    if kind in {"mosquitto-password", "mosquitto-acl"}:
+        lines = password_lines(folder, {name: f"{name}'s secret" for name in TRIANGLE})
+    if kind == "mosquitto-acl":
+        acl = folder / "acl"
+        acl.write_text(
+            "pattern write gossipfl/+/%u/#\npattern read gossipfl/+/+/all\npattern read gossipfl/+/+/to/%u\n"
+        )
+        lines.append(f"acl_file {acl}")
+    if kind == "mosquitto-tls":
+        certificates = make_certificates(folder / "tls")
+        lines += certificates.lines()
+        tls = TlsFiles(str(certificates.ca))
+    port, _ = stack.enter_context(running_mosquitto(folder, lines))
+    return MqttOptions(port=port, tls=tls)
+
+
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest, brokers: Callable[[str], MqttOptions]) -> World:
+    if request.param == "memory":
+        return memory_world(lambda inner: inner)
+    if request.param == "faulty":
+        return memory_world(lambda inner: FaultyTransport(inner, FaultPlan(), seed=1))
+    by_user = request.param in {"mosquitto-password", "mosquitto-acl"}
+    return mqtt_world(brokers(request.param), by_user)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run ``main`` and check that it leaves no task, thread or descriptor behind."""
+    threads, descriptors = threading.active_count(), open_descriptors()
+
+    async def bounded() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await main
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(bounded())
+    assert threading.active_count() == threads
+    assert open_descriptors() == descriptors
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds; the deadline is the test's."""
+    while not condition():  # noqa: ASYNC110  # counters have no event to wait for
+        await asyncio.sleep(0.005)
+
+
+async def receive_all(transport: Transport, count: int) -> list[tuple[str | None, bytes]]:
+    frames = [await transport.receive() for _ in range(count)]
+    return [(received.source, bytes(received.frame)) for received in frames]
+
+
+def test_a_frame_reaches_each_of_its_recipients_and_nobody_else(world: World) -> None:
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            assert await members["ann"].send(["bob"], b"to bob")
+            assert await members["ann"].send({"cid"}, b"to cid")
+            assert await members["ann"].send(("bob", "cid"), b"to both")
+            assert await receive_all(members["bob"], 2) == [("ann", b"to bob"), ("ann", b"to both")]
+            assert await receive_all(members["cid"], 2) == [("ann", b"to cid"), ("ann", b"to both")]
+            assert members["bob"].counters.frames_received == 2
+            assert members["bob"].counters.bytes_received == len(b"to bob" + b"to both")
+            assert members["ann"].counters.frames_dropped == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_every_kind_of_buffer_arrives_as_it_was_when_sent(world: World, kind: Callable[[bytes], Any]) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            frame = kind(bytearray(b"before") if kind is memoryview else b"before")
+            await members["ann"].send(["bob"], frame)
+            if kind is not bytes:
+                frame[:6] = b"after!"
+            assert await receive_all(members["bob"], 1) == [("ann", b"before")]
+
+    run(main())
+
+
+def test_the_largest_frame_arrives_and_no_larger_or_empty_one_is_taken(world: World) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            largest = os.urandom(MAX_FRAME_BYTES)
+            assert await members["ann"].send(["bob"], largest)
+            assert await receive_all(members["bob"], 1) == [("ann", largest)]
+            for wrong in (bytes(MAX_FRAME_BYTES + 1), b""):
+                with pytest.raises(ValueError, match="a frame has"):
+                    await members["ann"].send(["bob"], wrong)
+
+    run(main())
+
+
+@pytest.mark.parametrize("stranger", ["dan", "ann"])
+def test_only_peers_can_be_sent_to(world: World, stranger: str) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            with pytest.raises(ValueError, match=stranger):
+                await members["ann"].send(["bob", stranger], b"frame")
+            await members["ann"].send(["bob"], b"only this")
+            assert await receive_all(members["bob"], 1) == [("ann", b"only this")]
+
+    run(main())
+
+
+def test_federations_do_not_hear_each_other(world: World) -> None:
+    async def main() -> None:
+        async with world.network({"ann": {"bob"}}) as one, world.network(PAIR, "elsewhere") as other:
+            await one["ann"].send(["bob"], b"to a bob who is elsewhere")
+            await other["ann"].send(["bob"], b"to bob")
+            assert await receive_all(other["bob"], 1) == [("ann", b"to bob")]
+
+    run(main())
+
+
+def test_one_who_is_no_peer_of_the_recipient_is_not_heard(world: World) -> None:
+    async def main() -> None:
+        async with world.network({"ann": {"bob"}, "cid": {"bob"}, "bob": {"cid"}}) as members:
+            await members["ann"].send(["bob"], b"from a stranger")
+            await members["cid"].send(["bob"], b"from a peer")
+            assert await receive_all(members["bob"], 1) == [("cid", b"from a peer")]
+
+    run(main())
+
+
+def test_an_inbox_is_bounded(world: World) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            frames = [bytes([number]) for number in range(1, 4 * INBOX_FRAMES)]
+
+            async def send_all() -> None:
+                for frame in frames:
+                    await members["ann"].send(["bob"], frame)
+
+            sender = asyncio.create_task(send_all())
+            if world.full_inbox_drops:
+                await sender
+                await until(lambda: members["bob"].counters.frames_dropped == len(frames) - INBOX_FRAMES)
+                assert members["bob"].counters.by_reason == {"inbox full": len(frames) - INBOX_FRAMES}
+                kept = frames[:INBOX_FRAMES]
+            else:
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                assert not sender.done()
+                assert members["ann"].counters.frames_sent == INBOX_FRAMES
+                kept = frames
+            assert await receive_all(members["bob"], len(kept)) == [("ann", frame) for frame in kept]
+            await sender
+
+    run(main())
+
+
+def test_frames_flow_in_all_directions_at_once_under_load(world: World) -> None:
+    count, size_bytes = 12, 200_000
+
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            received: dict[str, list[tuple[str | None, int, int]]] = {me: [] for me in members}
+
+            async def send_all(me: str, grants: asyncio.Semaphore) -> None:
+                for number in range(count):
+                    for _ in members[me].peers:
+                        await grants.acquire()
+                    assert await members[me].send(members[me].peers, bytes([number]) * size_bytes)
+
+            async def receive_from_all(me: str, grants: dict[str, asyncio.Semaphore]) -> None:
+                for _ in range(count * len(members[me].peers)):
+                    frame = await members[me].receive()
+                    assert frame.source is not None
+                    received[me].append((frame.source, frame.frame[0], len(frame.frame)))
+                    grants[frame.source].release()
+
+            grants = {me: asyncio.Semaphore(INBOX_FRAMES // 2) for me in members}
+            async with asyncio.TaskGroup() as group:
+                for me in members:
+                    group.create_task(send_all(me, grants[me]))
+                    group.create_task(receive_from_all(me, grants))
+            for me, transport in members.items():
+                expected = sorted((peer, number, size_bytes) for peer in transport.peers for number in range(count))
+                assert sorted(received[me]) == expected
+
+    run(main())
+
+
+def test_close_wakes_whoever_waits_and_may_be_called_again(world: World) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            ann = members["ann"]
+            assert (await ann.events()).state == "up"
+            waiting = [asyncio.create_task(ann.receive()), asyncio.create_task(ann.events())]
+            await asyncio.sleep(0)
+            await ann.close()
+            for task in waiting:
+                with pytest.raises(TransportClosed):
+                    await task
+            for call in (ann.receive, ann.events, ann.start, lambda: ann.send(["bob"], b"late")):
+                with pytest.raises(TransportClosed):
+                    await call()
+            await ann.close()
+
+    run(main())
+
+
+def test_a_transport_that_never_started_can_be_closed(world: World) -> None:
+    async def main() -> None:
+        transport = world.make(world.federation, "ann", {"bob"})
+        assert not await transport.send(["bob"], b"too early")
+        await transport.close()
+
+    run(main())
+
+
+def test_a_peer_that_leaves_and_returns_is_heard_again(world: World) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            await members["bob"].close()
+            await members["ann"].send(["bob"], b"lost")
+            returned = world.make(world.federation, "bob", {"ann"})
+            try:
+                await returned.start()
+                await members["ann"].send(["bob"], b"welcome back")
+                assert await receive_all(returned, 1) == [("ann", b"welcome back")]
+            finally:
+                await returned.close()
+
+    run(main())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["broker", "broker-unix", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_every_transport_survives_a_broker_that_dies_and_returns(kind: str, qos: Any, tmp_path: Path) -> None:
+    port = free_port()
+    path = tmp_path / "broker.sock" if kind == "broker-unix" else None
+    options = MqttOptions(port=port, socket_path=str(path) if path else None, qos=qos)
+
+    @contextlib.contextmanager
+    def broker() -> Iterator[int]:
+        if kind.startswith("broker"):
+            with start_broker_process(port=port, socket_path=path) as process:
+                yield process.pid
+        else:
+            with running_mosquitto(tmp_path, port=port) as (_, mosquitto):
+                yield mosquitto.pid
+
+    async def exchange(members: dict[str, Transport]) -> None:
+        """Send and receive between all until everybody has heard everybody."""
+        for me, transport in members.items():
+            missing = set(transport.peers)
+            while missing:
+                for peer in sorted(missing):
+                    await members[peer].send([me], b"are you there")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        missing.discard((await transport.receive()).source or "")
+
+    async def main() -> None:
+        world = mqtt_world(options)
+        with contextlib.ExitStack() as first:
+            pid = first.enter_context(broker())
+            async with world.network(TRIANGLE) as members:
+                await exchange(members)
+                assert [(await transport.events()).state for transport in members.values()] == ["up"] * 3
+                os.kill(pid, signal.SIGKILL)
+                assert [(await transport.events()).state for transport in members.values()] == ["down"] * 3
+                assert not await members["ann"].send(["bob"], b"into the void")
+                first.close()
+                with broker():
+                    assert [(await transport.events()).state for transport in members.values()] == ["up"] * 3
+                    await exchange(members)
+                    assert [transport.counters.reconnects for transport in members.values()] == [1] * 3
+                    for transport in members.values():
+                        await transport.close()
+
+    run(main())
+
+
+def test_an_unreachable_network_is_told_at_the_start(brokers: Callable[[str], MqttOptions]) -> None:
+    async def main() -> None:
+        port = free_port()
+        transport = mqtt_world(MqttOptions(port=port)).make("nowhere", "ann", {"bob"})
+        with pytest.raises(TransportUnavailable, match=f"127.0.0.1:{port}") as caught:
+            await transport.start()
+        assert "\n" not in str(caught.value)
+        await transport.close()
+
+    run(main())
