@@ -7,9 +7,9 @@ daemon, in a testbed of processes, and by the hundred in virtual time.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from gossipfl.compute import Compute, Timed
 from gossipfl.digest import vector_digest
 from gossipfl.errors import TransportClosed
 from gossipfl.gossip import Effect, GossipCore, Mixing, Report, Send
+from gossipfl.outgoing import Outgoing
 from gossipfl.robust.base import Attack, AttackView
 from gossipfl.tasks.base import Evaluation, Learner, TrainReport
 from gossipfl.transports.base import LinkEvent, Received, Transport
@@ -27,8 +28,6 @@ T = TypeVar("T")
 
 OFFLOAD_PARAMETERS = 1_000_000
 """From this size on, arithmetic leaves the event loop: below it, the hand-over costs more than it saves."""
-OUTGOING_FRAMES = 256
-"""Frames that may wait for the wire, each of the urgent and the bulk kind; the oldest is dropped and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,9 @@ class AgentOptions:
     """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model.
 
     At the end an agent serves its neighbours until they hold its last update (with ``leave_together``, until they
-    have ended their rounds too), for ``drain_s`` after the last sign of progress at most. A round begins no sooner
+    have ended their rounds too), for ``drain_s`` after the last sign of progress at most. An
+    asynchronous agent defers gossip while that has taken more than ``gossip_share`` of the CPU time of its training
+    (None: never). A round begins no sooner
     than ``round_every_s`` after the one before: it keeps a node that never ends from taking its whole machine.
     """
 
@@ -73,6 +74,7 @@ class AgentOptions:
     join_timeout_s: float = 30.0
     drain_s: float = 10.0
     leave_together: bool = False
+    gossip_share: float | None = None
     personalise_steps: int = 0
     round_every_s: float = 0.0
 
@@ -94,28 +96,6 @@ class AgentResult:
     evaluation: Evaluation | None
     personalised: Evaluation | None
     dropped: dict[str, int]
-
-
-@dataclass(slots=True)
-class _Outgoing:
-    """Frames on their way to the wire: urgent ones first, bulk ones beside them, both bounded."""
-
-    urgent: deque[Send] = field(default_factory=lambda: deque(maxlen=OUTGOING_FRAMES))
-    bulk: deque[Send] = field(default_factory=lambda: deque(maxlen=OUTGOING_FRAMES))
-    has_urgent: asyncio.Event = field(default_factory=asyncio.Event)
-    has_bulk: asyncio.Event = field(default_factory=asyncio.Event)
-    dropped: int = 0
-    busy: int = 0
-
-    def put(self, send: Send) -> None:
-        queue, signal = (self.bulk, self.has_bulk) if send.bulk else (self.urgent, self.has_urgent)
-        self.dropped += len(queue) == OUTGOING_FRAMES
-        queue.append(send)
-        signal.set()
-
-    @property
-    def idle(self) -> bool:
-        return not (self.urgent or self.bulk or self.busy)
 
 
 class Agent:
@@ -148,7 +128,7 @@ class Agent:
         self._options = options
         self._observer = observer
         self._liar = liar if liar is not None and not liar.attack.poisons_data else None
-        self._outgoing = _Outgoing()
+        self._outgoing = Outgoing()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._core_lock = asyncio.Lock()
@@ -156,6 +136,8 @@ class Agent:
         self._offload = learner.layout.size >= OFFLOAD_PARAMETERS
         self._began_at = 0.0
         self._evaluation: Evaluation | None = None
+        self._trained_cpu_s = 0.0
+        self._cpu_at_start = 0.0
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -188,7 +170,7 @@ class Agent:
             digest=vector_digest(self.learner.vector.cpu()),
             evaluation=self._evaluation,
             personalised=personalised,
-            dropped=dict(self.core.exchange.post.dropped),
+            dropped=dict(self.core.exchange.post.dropped + Counter({"outgoing-full": self._outgoing.dropped})),
         )
 
     def stop(self) -> None:
@@ -197,29 +179,36 @@ class Agent:
         self._changed.set()
 
     async def _join(self) -> None:
-        self._perform(self.core.start(self._loop.time()))
-        if not await self._until(lambda: self.core.all_joined, self._options.join_timeout_s):
+        self._perform(await self._on_core(lambda: self.core.start(self._loop.time())))
+        joined = await self._until(lambda: self.core.all_joined, self._options.join_timeout_s)
+        if not joined and not self._stopping.is_set():
             silent = [peer for peer, other in self.core.followed.items() if not other.joined]
             self._report(Report("join_timeout", None, {"silent": silent}))
 
     async def _drain(self) -> None:
-        """Serve those who are not done yet, for a bounded time, then leave."""
-        self._perform(self.core.drain(self._loop.time()))
-        together = self._options.leave_together and not self._stopping.is_set()
+        """Serve those who are not done yet, for a bounded time, then leave.
+
+        Once told to stop, for ``drain_s`` in all: no neighbour's progress, real or claimed, holds this node up then.
+        """
+
+        def settled() -> bool:
+            return self.core.settled(together=self._options.leave_together and not self._stopping.is_set())
+
+        self._perform(await self._on_core(lambda: self.core.drain(self._loop.time())))
         while True:
             progress = self.core.progress
-            settled = await self._until(
-                lambda: self.core.settled(together=together), self._options.drain_s, even_when_stopping=True
-            )
-            if settled or self.core.progress == progress:
+            if await self._until(settled, self._options.drain_s, even_when_stopping=True):
                 break
-        self._perform(self.core.stop(self._loop.time(), "done"))
+            if self._stopping.is_set() or self.core.progress == progress:
+                break
+        self._perform(await self._on_core(lambda: self.core.stop(self._loop.time(), "done")))
         await self._until(lambda: self._outgoing.idle, self._options.drain_s, even_when_stopping=True)
 
     # ------------------------------------------------------------------------------------------ rounds
 
     async def _rounds(self) -> None:
         limit = self._options.rounds
+        self._cpu_at_start = self._compute.cpu_s() or 0.0
         while not self._stopping.is_set() and (limit is None or self.core.round < limit):
             next_at = self._loop.time() + self._options.round_every_s
             await self._round()
@@ -253,7 +242,7 @@ class Agent:
 
     async def _gossip(self) -> Mixing | None:
         core, vector = self.core, self.learner.vector
-        if self._options.mode == "async" and not core.may_publish(self._loop.time()):
+        if self._options.mode == "async" and (self._over_share() or not core.may_publish(self._loop.time())):
             core.skip()
             return None
         lie = self._lie()
@@ -267,6 +256,13 @@ class Agent:
         self._perform(effects)
         return mixing
 
+    def _over_share(self) -> bool:
+        """Tell whether gossip has taken more than its share of this process's CPU time, against training."""
+        share, cpu_s = self._options.gossip_share, self._compute.cpu_s()
+        if share is None or cpu_s is None:
+            return False
+        return cpu_s - self._cpu_at_start - self._trained_cpu_s > share * self._trained_cpu_s
+
     def _lie(self) -> Tensor | None:
         if self._liar is None:
             return None
@@ -279,10 +275,14 @@ class Agent:
         return self._liar.attack.lie(view)
 
     async def _train(self, steps: int) -> Timed[TrainReport]:
-        return await self._compute.train(lambda: self.learner.train(steps))
+        trained = await self._compute.train(lambda: self.learner.train(steps))
+        self._trained_cpu_s += trained.cpu_s or 0.0
+        return trained
 
     async def _evaluate(self) -> Evaluation:
-        self._evaluation = (await self._compute.train(self.learner.evaluate)).value
+        measured = await self._compute.train(self.learner.evaluate)
+        self._trained_cpu_s += measured.cpu_s or 0.0
+        self._evaluation = measured.value
         return self._evaluation
 
     def _check_finite(self) -> None:
@@ -325,6 +325,8 @@ class Agent:
 
     def _arm(self) -> None:
         """Make sure that the timer rings no later than the core's next wake-up; it may ring too early."""
+        if self._core_lock.locked():  # another thread is changing the core; whoever waits for it arms afterwards
+            return
         at = max(self.core.next_wakeup(), self._loop.time() + 1e-3)
         if self._timer is not None:
             if self._timer.when() <= at and not self._timer.cancelled():
@@ -376,21 +378,8 @@ class Agent:
                 return
             self._report(Report(f"link-{event.state}", event.peer, {"detail": event.detail}))
             if event.peer is None:
-                self._perform(self.core.link(event.state == "up", self._loop.time()))
+                up = event.state == "up"
+                self._perform(await self._on_core(lambda: self.core.link(up, self._loop.time())))  # noqa: B023 - as above
 
     async def _send(self, *, bulk: bool) -> None:
-        outgoing = self._outgoing
-        queue, signal = (outgoing.bulk, outgoing.has_bulk) if bulk else (outgoing.urgent, outgoing.has_urgent)
-        while True:
-            while not queue:
-                signal.clear()
-                self._changed.set()
-                await signal.wait()
-            send = queue.popleft()
-            outgoing.busy += 1
-            try:
-                await self.transport.send(send.recipients, send.frame)
-            except TransportClosed:
-                return
-            finally:
-                outgoing.busy -= 1
+        await self._outgoing.forward(self.transport, self._changed.set, bulk=bulk)

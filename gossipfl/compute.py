@@ -32,15 +32,28 @@ class Compute(Protocol):
         """Run protocol arithmetic on large vectors; never waits behind training."""
         ...
 
+    def cpu_s(self) -> float | None:
+        """Return the CPU seconds that this node's process has used, or None where it has none of its own."""
+        ...
+
     def close(self) -> None:
         """Free what the compute holds."""
         ...
 
 
+INLINE_CPU_S = 0.01
+"""Training that took less CPU time than this the last time is not worth a thread: handing it over and fighting for
+the interpreter lock costs half a millisecond, and a loop that answers 10 ms late harms nobody."""
+
+
 class ThreadCompute:
-    """Two threads: one that trains, one for the protocol's arithmetic on large models."""
+    """Two threads: one that trains, one for the protocol's arithmetic on large models.
+
+    Training that is known to be very short (``INLINE_CPU_S``) runs on the event loop instead.
+    """
 
     def __init__(self, name: str) -> None:
+        self._last_cpu_s = float("inf")
         self._trainer = ThreadPoolExecutor(1, thread_name_prefix=f"{name}.train")
         self._arithmetic = ThreadPoolExecutor(1, thread_name_prefix=f"{name}.mix")
 
@@ -52,11 +65,21 @@ class ThreadCompute:
             value = work()
             return Timed(value, time.perf_counter() - wall, time.thread_time() - cpu)
 
-        return await asyncio.get_running_loop().run_in_executor(self._trainer, timed)
+        if self._last_cpu_s < INLINE_CPU_S:
+            await asyncio.sleep(0)  # lets what has arrived meanwhile be handled first
+            done = timed()
+        else:
+            done = await asyncio.get_running_loop().run_in_executor(self._trainer, timed)
+        self._last_cpu_s = done.cpu_s or 0.0
+        return done
 
     async def arithmetic(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the other thread."""
         return await asyncio.get_running_loop().run_in_executor(self._arithmetic, work)
+
+    def cpu_s(self) -> float | None:
+        """Return the CPU seconds of this process, all threads together."""
+        return time.process_time()
 
     def close(self) -> None:
         """Stop both threads; work that has begun is finished first."""
@@ -80,6 +103,10 @@ class VirtualCompute:
     async def arithmetic(self, work: Callable[[], T]) -> T:
         """Run ``work`` at once, in no time."""
         return work()
+
+    def cpu_s(self) -> float | None:
+        """Many agents share one process: none has CPU time of its own."""
+        return None
 
     def close(self) -> None:
         """Nothing is held."""

@@ -16,7 +16,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from gossipfl.settings import Settings, choose
@@ -123,6 +131,7 @@ class PartitionSpec(Spec):
     name: Literal["auto", "iid", "dirichlet", "label-groups", "shards", "files"] = "auto"
     alpha: float = Field(default=0.5, gt=0)
     h: Share = 0.8
+    samples: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +140,7 @@ class PartitionSpec(Spec):
 
     def partition(self) -> Partition:
         """Return the task seam's form of this section."""
-        return Partition(name=self.name, alpha=self.alpha, h=self.h)
+        return Partition(name=self.name, alpha=self.alpha, h=self.h, samples=self.samples)
 
 
 class TrainSpec(Spec):
@@ -155,7 +164,8 @@ class GossipSpec(Spec):
 
     The core's are documented at ``gossipfl.gossip.GossipSettings``. ``join_timeout_s``: how long a node waits at the
     start for all its neighbours; ``drain_s``: how long it serves them at the end; ``step_s``: in virtual time, how
-    long a local step takes, and ``spread``: by which factor nodes differ in speed (1: not at all).
+    long a local step takes, and ``spread``: by which factor nodes differ in speed (1: not at all). ``share``: in async
+    mode, the CPU time that gossip may take in proportion to training (0.1: a tenth); beyond it gossip is deferred.
     """
 
     deadline_s: Seconds = 60.0
@@ -176,6 +186,7 @@ class GossipSpec(Spec):
     drain_s: Seconds = 10.0
     step_s: Seconds = 0.01
     spread: float = Field(default=1.0, ge=1)
+    share: float | None = Field(default=None, gt=0)
 
     def settings(self, mode: Literal["sync", "async"]) -> GossipSettings:
         """Return the core's form of this section."""
@@ -297,8 +308,19 @@ class RunSpec(Spec):
             yield "attack", "has options but no name; add --attack NAME"
         if self.gossip.deadline_min_s > self.gossip.deadline_s:
             yield "gossip.deadline_min_s", f"must be at most gossip.deadline_s ({self.gossip.deadline_s})"
+        yield from self._broker_conflicts(self.broker)
         if self.faults is not None:
             yield from self._fault_conflicts(self.faults)
+
+    def _broker_conflicts(self, broker: BrokerSpec) -> Iterator[tuple[str, str]]:
+        if broker.password is not None and broker.username is None:
+            yield "broker.password", "needs a user; add broker.username"
+        if broker.host is None and broker.tls is not None:
+            yield "broker.tls", "needs a broker that speaks it; add broker.host"
+        if broker.host is None and broker.kind == "mosquitto" and broker.username is not None:
+            yield "broker.username", "is for a broker with users; add broker.host, or leave broker.kind out"
+        if broker.tls is not None and broker.tls.key is not None and broker.tls.cert is None:
+            yield "broker.tls.key", "needs its certificate; add broker.tls.cert"
 
     def _fault_conflicts(self, faults: FaultSpec) -> Iterator[tuple[str, str]]:
         last = self.nodes - 1
@@ -351,7 +373,8 @@ SECTIONS: Mapping[str, str | None] = {
 def load_spec(path: Path | None, flags: Mapping[str, Any], sets: Sequence[str] = ()) -> RunSpec:
     """Return the run that a file, the options and ``--set`` pairs describe; the later of these three wins.
 
-    ``flags`` maps a key to the value of the option of that name (None: not given). Raises ConfigError.
+    ``flags`` maps a key to the value of the option of that name (None: not given). A topology from a file brings its
+    number of nodes along. Raises ConfigError, and TopologyError for a graph file that cannot be used.
     """
     settings = Settings(SECTIONS)
     if path is not None:
@@ -361,4 +384,20 @@ def load_spec(path: Path | None, flags: Mapping[str, Any], sets: Sequence[str] =
             settings.add_option(key, value, f"--{key.replace('_', '-')}")
     for pair in sets:
         settings.add_pair(pair)
+    _count_nodes(settings)
     return settings.validate(RunSpec)
+
+
+def _count_nodes(settings: Settings) -> None:
+    """Where nodes were not given and the topology is a file, which knows its own number, take it from there."""
+    topology = settings.get("topology")
+    if topology is None or settings.get("nodes") is not None:
+        return
+    from gossipfl.topology import TOPOLOGIES, make_topology
+
+    try:
+        wanted = TopologySpec.model_validate(topology)
+    except ValidationError:
+        return  # told, with its place, when everything is validated
+    if wanted.name not in TOPOLOGIES:
+        settings.add_option("nodes", make_topology(wanted.name, None, wanted.options).nodes, "topology")

@@ -70,6 +70,10 @@ class Settings:
         shown = key if parts[-1] in SECRETS else clip(pair)
         self._put(parts, parse_value(text.strip()), f"--set {shown}: ")
 
+    def get(self, key: str) -> Any:
+        """Return the value of a top-level key as it was given, or None."""
+        return self._tree.get(key)
+
     def validate(self, model: type[Model]) -> Model:
         """Return the settings as ``model``; raises ConfigError with the first mistake."""
         mistakes = self.mistakes(model)

@@ -18,6 +18,7 @@ SCHEMA = 1
 
 FAULT_EVENTS = frozenset(
     {
+        "broker_restarted",
         "died",
         "divergence",
         "initial_model_differs",

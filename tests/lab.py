@@ -253,5 +253,5 @@ def forge(
 
 def raw_body(meta: Any, payload: bytes = b"") -> bytes:
     """Return a body around any msgpack tree."""
-    packed = msgpack.packb(meta)
+    packed: bytes = msgpack.packb(meta)
     return struct.pack("<I", len(packed)) + packed + payload

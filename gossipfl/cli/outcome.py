@@ -42,7 +42,9 @@ def outcome_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if sent is not None:
         lines.append(("traffic", f"{quantity(sent, 'B')} sent per node and round"))
     if summary.get("peak_rss_bytes") is not None:
-        lines.append(("memory", f"{quantity(summary['peak_rss_bytes'], 'B')} in all processes at the peak"))
+        lines.append(("memory", f"{quantity(summary['peak_rss_bytes'], 'B')} at the peak, shared pages once a process"))
+    if summary.get("interrupted"):
+        lines.append(("status", "interrupted"))
     counts = summary.get("fault_counts") or {}
     if counts:
         lines.append(("faults", ", ".join(f"{count} {name}" for name, count in counts.items())))

@@ -15,8 +15,11 @@ from gossipfl.messages import CHUNK_BYTES, Buffer, Chunk, Header, chunk_spans, f
 CREDIT_CHUNKS = 6
 """Chunks in flight per neighbour: about 6 MiB, what keeps a broker's memory flat."""
 STALL_S = 2.0
-"""After this long without a chunk the missing ones are asked for again."""
-MAX_STALLS = 4
+"""After this long without a chunk, or ``STALL_GAPS`` times the last gap, the missing ones are asked for again."""
+STALL_GAPS = 4
+STALL_MAX_S = 60.0
+PATIENCE_DECAY = 0.9
+MAX_STALLS = 3
 """Stalls in a row after which an assembly is given up; a keyframe will mend the loss."""
 OUTBOX_BODIES = 4
 """Bodies kept for fetching: the latest update, the one before, and two keyframes; those in demand stay longest."""
@@ -28,7 +31,11 @@ SERVINGS = 3
 
 @dataclass(slots=True)
 class Assembly:
-    """A body that is being fetched: memory of exactly the announced size, filled only by chunks that verify."""
+    """A body that is being fetched: memory of exactly the announced size, filled only by chunks that verify.
+
+    ``patience_s`` doubles with each stall and follows the pace at which chunks come: on a slow link, asking again too
+    early would fill it with what is on its way already.
+    """
 
     header: Header
     kind: int
@@ -37,6 +44,7 @@ class Assembly:
     granted: set[int]
     progress_at: float
     stalls: int = 0
+    patience_s: float = STALL_S
 
     @classmethod
     def begin(cls, header: Header, kind: int, now: float) -> Assembly:
@@ -60,6 +68,8 @@ class Assembly:
         self.body[start:end] = chunk.data
         self.missing.discard(index)
         self.granted.discard(index)
+        self.patience_s = max(STALL_S, PATIENCE_DECAY * self.patience_s, STALL_GAPS * (now - self.progress_at))
+        self.patience_s = min(self.patience_s, STALL_MAX_S)
         self.progress_at, self.stalls = now, 0
         return True
 
@@ -76,11 +86,17 @@ class Assembly:
         self.granted.update(range(first, first + count))
         return first, count
 
+    @property
+    def stalls_at(self) -> float:
+        """When the next stall is due."""
+        return self.progress_at + self.patience_s
+
     def stalled(self, now: float) -> bool:
-        """Tell whether nothing came for ``STALL_S``, and then forget what was granted."""
-        if now < self.progress_at + STALL_S:
+        """Tell whether nothing came for too long, and then forget what was granted."""
+        if now < self.stalls_at:
             return False
         self.progress_at = now
+        self.patience_s = min(2 * self.patience_s, STALL_MAX_S)
         self.stalls += 1
         self.granted.clear()
         return True

@@ -34,7 +34,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """What one gossip step did: a verdict and a staleness (in rounds) per neighbour used, and who was missed."""
+    """What one gossip step did: a verdict and a staleness (in own steps) per neighbour used, and who was missed."""
 
     round: int
     verdicts: Mapping[PeerId, Verdict]
@@ -260,14 +260,15 @@ class GossipCore:
             staleness[peer] = stale
         verdicts = self._apply_rule(model, chosen, staleness, lied)
         mixing = Mixing(self.round, dict(zip(chosen, verdicts, strict=True)), staleness, tuple(missed))
+        self.exchange.own_step += 1
         effects += [Report("miss", peer, {"round": self.round}) for peer in missed]
         self._begin_round()
         return mixing, effects
 
     def _staleness(self, peer: PeerId, other: Followed, now: float, effects: list[Effect]) -> int | None:
-        """Return how old the replica is that this round may use, in rounds, or None if it may use none."""
+        """Return how old the replica is that this round may use, in own gossip steps, or None if it may use none."""
         if self._settings.mode == "async":
-            stale = self.round - other.moved_at
+            stale = self.exchange.own_step - other.moved_at
             return stale if other.usable and stale <= self._settings.max_staleness else None
         if other.arrived(self.round) and other.round < self.round:  # the neighbour has skipped this round
             successor = other.waiting[other.version + 1]

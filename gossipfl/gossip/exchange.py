@@ -34,7 +34,8 @@ class Exchange:
     """The replicas this node publishes and follows, and the messages that keep them equal to their owners'.
 
     ``open_round`` is the newest round whose updates are applied on arrival; later ones wait for their turn, so that
-    a synchronous node never mixes a neighbour's future. ``own_round`` is this node's round.
+    a synchronous node never mixes a neighbour's future. ``own_round`` is this node's round,
+    ``own_step`` counts its gossip steps: rounds, less those in which it deferred its gossip.
     """
 
     def __init__(self, party: Party, layout: bytes, initial: Tensor, codec: Codec, settings: GossipSettings) -> None:
@@ -44,6 +45,7 @@ class Exchange:
         self.post = Post(party, max(codec.max_bytes(size), KEYFRAME_CODEC.max_bytes(size)) + 64 * 1024)
         self.open_round: float = INFINITY if settings.mode == "async" else -1
         self.own_round = 0
+        self.own_step = 0
         self.credit = _credit(settings.window_bytes, codec.max_bytes(size))
         self._party = party
         self._layout = layout
@@ -202,7 +204,7 @@ class Exchange:
             del other.waiting[update.version]
             codec = self._codec_of(update)
             try:
-                intact = codec is not None and other.apply(update, codec, self.own_round, self._settings.max_norm)
+                intact = codec is not None and other.apply(update, codec, self.own_step, self._settings.max_norm)
             except CodecError as error:
                 other.vector = None
                 effects += self.post.offend(peer, "codec", now)
@@ -235,7 +237,7 @@ class Exchange:
         try:
             if update.codec != KEYFRAME_CODEC.wire_id:
                 return self.post.offend(peer, "keyframe-codec", now)
-            if not other.adopt(update, self.own.vector.numel(), self.own_round, self._settings.max_norm):
+            if not other.adopt(update, self.own.vector.numel(), self.own_step, self._settings.max_norm):
                 return self.post.offend(peer, "keyframe-digest", now)
         except CodecError:
             return self.post.offend(peer, "codec", now)

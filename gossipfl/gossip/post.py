@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gossipfl.errors import MessageError
-from gossipfl.gossip.chunks import MAX_STALLS, STALL_S, Assembly, Outbox
+from gossipfl.gossip.chunks import MAX_STALLS, Assembly, Outbox
 from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.settings import Party
 from gossipfl.gossip.window import ReplayWindow
@@ -252,7 +252,7 @@ class Post:
     def next_wakeup(self) -> float:
         """Return when ``tick`` is due next (inf: never)."""
         return min(
-            (a.progress_at + STALL_S for channel in self.channels.values() for a in channel.assemblies.values()),
+            (a.stalls_at for channel in self.channels.values() for a in channel.assemblies.values()),
             default=float("inf"),
         )
 

@@ -74,7 +74,7 @@ class Followed:
     """One neighbour as this node sees it: its replica, the updates that wait, and how it keeps time.
 
     ``vector`` starts as the common initial model and is None while the neighbour's model is unknown. ``round`` is the
-    neighbour's round of the last applied update, ``moved_at`` this node's own round then. ``claimed`` is the newest
+    neighbour's round of the last applied update, ``moved_at`` this node's own gossip step then. ``claimed`` is the newest
     version it is known to have published, ``acked`` the version of *our* replica that it holds, ``left_at`` the
     sequence number of its good-bye, ``misses`` how many synchronous rounds in a row have ended without it.
     """
@@ -157,16 +157,16 @@ class Followed:
         self.waiting[update.version] = update
         return True
 
-    def apply(self, update: Update, codec: Codec, own_round: int, max_norm: float) -> bool:
+    def apply(self, update: Update, codec: Codec, own_step: int, max_norm: float) -> bool:
         """Move the replica by a delta; False if the result is not what the owner holds (a keyframe must mend it).
 
         Raises CodecError, with the replica unchanged, for a payload that does not decode.
         """
         assert self.vector is not None
         settle(self.vector.add_(codec.decode(update.payload, self.vector.numel())))
-        return self._settle(update, own_round, max_norm)
+        return self._settle(update, own_step, max_norm)
 
-    def adopt(self, keyframe: Update, size: int, own_round: int, max_norm: float) -> bool:
+    def adopt(self, keyframe: Update, size: int, own_step: int, max_norm: float) -> bool:
         """Replace the replica by a keyframe; False, with nothing changed, if its digest does not match."""
         vector = KEYFRAME_CODEC.decode(keyframe.payload, size)
         if vector_digest(vector) != keyframe.digest:
@@ -174,16 +174,16 @@ class Followed:
         self.vector = vector
         self.waiting = {v: u for v, u in self.waiting.items() if v > keyframe.version}
         self.claimed = max(self.claimed, keyframe.version)
-        return self._settle(keyframe, own_round, max_norm, checked=True)
+        return self._settle(keyframe, own_step, max_norm, checked=True)
 
-    def _settle(self, update: Update, own_round: int, max_norm: float, *, checked: bool = False) -> bool:
+    def _settle(self, update: Update, own_step: int, max_norm: float, *, checked: bool = False) -> bool:
         assert self.vector is not None
         if not checked and vector_digest(self.vector) != update.digest:
             self.vector = None
             self.waiting.clear()
             return False
         self.version, self.digest = update.version, update.digest
-        self.round, self.moved_at = update.round, own_round
+        self.round, self.moved_at = update.round, own_step
         norm = float(torch.linalg.vector_norm(self.vector))
         self.absurd = not norm <= max_norm
         return True

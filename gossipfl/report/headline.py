@@ -54,7 +54,7 @@ def headline(run: RunData) -> list[Card]:
     if sent is not None:
         cards.append(("sent", quantity(sent, "B"), f"per node and round, {summary['codec']}"))
     if summary.get("peak_rss_bytes") is not None:
-        cards.append(("memory", quantity(summary["peak_rss_bytes"], "B"), "all processes, at the peak"))
+        cards.append(("memory", quantity(summary["peak_rss_bytes"], "B"), "at the peak, shared pages once a process"))
     if summary.get("model_parameters") is not None:
         cards.append(("model", f"{summary['model_parameters']:,}", "parameters"))
     return cards
@@ -72,6 +72,8 @@ def _results(summary: Mapping[str, Any]) -> list[Card]:
 
 def _rounds(summary: Mapping[str, Any]) -> list[Card]:
     note = f"{summary['mode']}, over {summary['transport']}" if summary.get("transport") else summary["mode"]
+    if summary.get("interrupted"):
+        note = f"interrupted; {note}"
     cards = [("rounds", f"{summary['rounds_done']} of {summary['rounds']}", note)]
     if summary.get("wall_s") is not None:
         startup = summary.get("startup_s")

@@ -118,8 +118,13 @@ class Partition:
     ``iid``; ``dirichlet`` with concentration ``alpha``; ``label-groups`` with bias ``h`` (an example of label y goes to
     group y with probability h, to each other group with (1-h)/(M-1)); ``shards`` (one label per node); ``files`` (one
     file per node; more nodes than files: contiguous spans of time). ``auto`` is the task's own choice.
+
+    Each example goes to one node, unless ``samples`` is given: then every node draws so many, with replacement, from
+    all of them (iid only). Networks with more nodes than examples need that; it says nothing about learning from more
+    data.
     """
 
     name: Literal["auto", "iid", "dirichlet", "label-groups", "shards", "files"] = "auto"
     alpha: float = 0.5
     h: float = 0.8
+    samples: int | None = None

@@ -98,13 +98,13 @@ class Site:
     def shard(self, start: int, stop: int, validation: float) -> Shard:
         """Return the shard of a node that holds rows [start, stop) of the training part.
 
-        The scaling is fitted on the rows that the node trains on, alone: nothing else of the site is known to
-        it before the test.
+        The scaling is fitted on those rows alone: nothing else of the site is known to the node before the
+        test. The last ``validation`` of them, a share, give no training windows.
         """
-        kept = stop - round(validation * (stop - start))
-        own = self.measured.rows(start, kept)
+        own = self.measured.rows(start, stop)
         scaling = Scaling.fit(own.values, own.columns)
-        training = self._windows("training", own, scaling)
+        kept = stop - round(validation * (stop - start))
+        training = self._windows("training", self.measured.rows(start, kept), scaling)
         held_out = self._held_out("test", (self.boundary, len(self.measured)), scaling)
         info = {"site": self.name, "rows": (start, stop), "scaling": scaling.channels(len(held_out[0]))}
         if validation:

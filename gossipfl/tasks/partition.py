@@ -1,7 +1,7 @@
 """Partitioners: how the examples of one labelled data set are dealt to nodes.
 
-Every function returns one ascending index array per node, disjoint, and draws from ``rng`` alone. A split
-that cannot be made raises DataError.
+Every function returns one ascending index array per node, disjoint but for ``bootstrap``, and draws from ``rng``
+alone. A split that cannot be made raises DataError.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ def split(labels: Labels, nodes: int, partition: Partition, rng: np.random.Gener
     """Deal examples with integer ``labels`` (n,) to ``nodes`` as ``partition`` says; ``auto`` is iid here."""
     if nodes < 1:
         raise DataError(f"{nodes} nodes cannot share a data set; use at least 1")
+    if partition.samples is not None:
+        return bootstrap(labels, nodes, rng, partition)
     if len(labels) < nodes:
-        raise DataError(f"{len(labels)} examples cannot be dealt to {nodes} nodes; use fewer nodes")
+        raise DataError(
+            f"{len(labels)} examples cannot be dealt to {nodes} nodes; "
+            "use fewer nodes, or partition.samples to draw with replacement"
+        )
     match partition.name:
         case "auto" | "iid":
             return iid(labels, nodes, rng)
@@ -54,6 +59,16 @@ def split(labels: Labels, nodes: int, partition: Partition, rng: np.random.Gener
 def iid(labels: Labels, nodes: int, rng: np.random.Generator) -> Indices:
     """Deal shuffled examples evenly: share sizes differ by at most one."""
     return [np.sort(share) for share in np.array_split(rng.permutation(len(labels)), nodes)]
+
+
+def bootstrap(labels: Labels, nodes: int, rng: np.random.Generator, partition: Partition) -> Indices:
+    """Draw ``partition.samples`` examples for each node, all alike and with replacement: shares overlap."""
+    samples = partition.samples
+    if samples is None or samples < 1:
+        raise DataError(f"partition samples = {samples} leaves nothing to train on; use at least 1")
+    if partition.name not in ("auto", "iid"):
+        raise DataError(f'partition "{partition.name}" deals each example once; leave samples out, or choose iid')
+    return [np.sort(rng.integers(0, len(labels), size=samples)) for _ in range(nodes)]
 
 
 def dirichlet(labels: Labels, nodes: int, rng: np.random.Generator, *, alpha: float) -> Indices:

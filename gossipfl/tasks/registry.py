@@ -72,6 +72,7 @@ TASKS: Mapping[str, TaskEntry] = {
             "hidden": "widths of the hidden layers (64 for mlp, 32 for lstm)",
             "inputs": "channels (the five that are forecast) or all columns of the traces (channels)",
             "sites": 'names of the files to use, without .csv, such as "A,B" (all)',
+            "validation": "share of a node's training rows, the last ones, that it does not train on (0)",
         },
     ),
 }
@@ -79,7 +80,10 @@ TASKS: Mapping[str, TaskEntry] = {
 
 
 LISTS = frozenset(("hidden", "sites"))
-"""Options that may be a number or a list; all others are text."""
+"""Options that may be a number or a list."""
+
+NUMBERS = frozenset(("validation",))
+"""Options that are a number; all others are text."""
 
 
 def load_task(name: str, options: Mapping[str, object] | None = None) -> Task:
@@ -100,8 +104,16 @@ def load_task(name: str, options: Mapping[str, object] | None = None) -> Task:
     for option, value in options.items():
         if option not in entry.options:
             raise ConfigError(f'task {name} has no option "{option}"; it has: {", ".join(entry.options)}')
-        if option not in LISTS and not isinstance(value, (str, PathLike)):
-            raise ConfigError(f'task {name}: {option} = {value!r} is no text; write {option} = "..."')
-        if option in LISTS and not isinstance(value, (str, int, list, tuple)):
-            raise ConfigError(f"task {name}: {option} = {value!r} is no list; write values between commas")
+        _check_type(name, option, value)
     return entry.load(**options)
+
+
+def _check_type(name: str, option: str, value: object) -> None:
+    if option in NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"task {name}: {option} = {value!r} is no number; write {option} = 0.2")
+    elif option in LISTS:
+        if not isinstance(value, (str, int, list, tuple)):
+            raise ConfigError(f"task {name}: {option} = {value!r} is no list; write values between commas")
+    elif not isinstance(value, (str, PathLike)):
+        raise ConfigError(f'task {name}: {option} = {value!r} is no text; write {option} = "..."')

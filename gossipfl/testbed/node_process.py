@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ from gossipfl.agent import Agent
 from gossipfl.compute import ThreadCompute
 from gossipfl.errors import GossipflError
 from gossipfl.testbed.observe import NodeObserver
+from gossipfl.testbed.orphans import die_with_parent
 from gossipfl.testbed.pipe import PipeWriter
 from gossipfl.testbed.plan import node_name
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     MakeTransport = Callable[[int], Transport]
 
-PR_SET_PDEATHSIG = 1
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a testbed to end."""
+
 MAX_VECTOR_BYTES = 64 << 20
 """A larger final vector stays at its node: consensus distance is then unknown."""
 
@@ -55,11 +57,15 @@ def node_process(plan: Plan, node: int, make_transport: MakeTransport, descripto
 
 
 def _become_child(parent: int) -> None:
-    """Die with the parent, and leave Ctrl-C to it: it asks its nodes to end with SIGTERM."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    """Die with the parent, and leave Ctrl-C to it: it asks its nodes to end with SIGTERM.
+
+    The parent has blocked both signals for the fork, so that none meets its own handlers here.
+    """
+    die_with_parent(parent)
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
 
 
 async def _run(plan: Plan, node: int, make_transport: MakeTransport, pipe: PipeWriter) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def choose_byzantine(spec: RunSpec) -> frozenset[int]:
 
 def build_topology(spec: RunSpec) -> Topology:
     """Return the graph of a run; raises TopologyError where it cannot be made."""
-    return make_topology(spec.topology.name, spec.nodes, spec.topology.options, derive_seed(spec.seed, "topology"))
+    return make_topology(spec.topology.name, spec.nodes, spec.topology.options, spec.seed)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ class Plan:
     def byzantine(self) -> frozenset[int]:
         """The Byzantine nodes."""
         return choose_byzantine(self.spec)
+
+    @cached_property
+    def attack(self) -> Attack | None:
+        """What the Byzantine nodes do."""
+        from gossipfl.robust.registry import make_attack
+
+        attack = self.spec.attack
+        return None if attack.name is None else make_attack(attack.name, attack.options)
 
     @cached_property
     def task(self) -> Task:
@@ -101,14 +109,17 @@ class Plan:
         """Return the peer ids of a node's neighbours, in ascending order of node number."""
         return [self.identities[other].peer_id for other in self.topology.neighbours(node)]
 
-    def learner(self, node: int) -> Learner:
-        """Return a node's learner, on falsified data where its attack poisons data."""
-        spec = self.spec
+    def shard(self, node: int) -> Shard:
+        """Return what a node trains on: its shard, falsified where its attack poisons data."""
         shard = self.shards[node]
-        if node in self.byzantine and self._attack.poisons_data:
-            shard = self.task.flip_labels(shard)
+        poisoned = self.attack is not None and self.attack.poisons_data and node in self.byzantine
+        return self.task.flip_labels(shard) if poisoned else shard
+
+    def learner(self, node: int) -> Learner:
+        """Return a node's learner."""
+        spec = self.spec
         return self.task.learner(
-            shard,
+            self.shard(node),
             spec.train.options(),
             model_seed=derive_seed(spec.seed, "model"),
             order_seed=derive_seed(spec.seed, "order", node),
@@ -150,25 +161,19 @@ class Plan:
             join_timeout_s=spec.gossip.join_timeout_s,
             drain_s=spec.gossip.drain_s,
             leave_together=True,
+            gossip_share=spec.gossip.share,
             personalise_steps=spec.personalise_steps,
         )
 
     def liar(self, node: int) -> Liar | None:
         """Return what makes a node Byzantine, or None for an honest one."""
-        if node not in self.byzantine:
+        if self.attack is None or node not in self.byzantine:
             return None
         import torch
 
         from gossipfl.agent import Liar
 
-        return Liar(self._attack, torch.Generator().manual_seed(derive_seed(self.spec.seed, "attack", node)))
-
-    @cached_property
-    def _attack(self) -> Attack:
-        from gossipfl.robust.registry import make_attack
-
-        assert self.spec.attack.name is not None
-        return make_attack(self.spec.attack.name, self.spec.attack.options)
+        return Liar(self.attack, torch.Generator().manual_seed(derive_seed(self.spec.seed, "attack", node)))
 
     def check(self) -> None:
         """Build everything that can be wrong, so that mistakes show before anything starts."""
@@ -177,6 +182,4 @@ class Plan:
 
         make_rule(self.spec.rule.name, self.spec.rule.options)
         make_codec(self.spec.codec.name, self.spec.codec.options)
-        if self.byzantine:
-            _ = self._attack
-        _ = self.topology, self.shards
+        _ = self.attack, self.topology, self.shards

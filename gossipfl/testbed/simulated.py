@@ -55,18 +55,15 @@ def make_simulator(plan: Plan) -> Simulator:
     import torch
 
     from gossipfl.codec import make_codec
-    from gossipfl.robust.registry import make_attack, make_rule
+    from gossipfl.robust.registry import make_rule
     from gossipfl.simulator import Byzantine, Simulator
     from gossipfl.tasks.fleet import make_fleet
 
     torch.set_num_threads(1)
     spec = plan.spec
-    attack = make_attack(spec.attack.name, spec.attack.options) if spec.attack.name is not None else None
-    poisoned = plan.byzantine if attack is not None and attack.poisons_data else frozenset()
-    shards = [plan.task.flip_labels(shard) if node in poisoned else shard for node, shard in enumerate(plan.shards)]
     fleet = make_fleet(
         plan.task,
-        shards,
+        [plan.shard(node) for node in range(spec.nodes)],
         spec.train.options(),
         model_seed=derive_seed(spec.seed, "model"),
         order_seeds=[derive_seed(spec.seed, "order", node) for node in range(spec.nodes)],
@@ -76,7 +73,7 @@ def make_simulator(plan: Plan) -> Simulator:
         fleet,
         make_rule(spec.rule.name, spec.rule.options),
         make_codec(spec.codec.name, spec.codec.options),
-        byzantine=Byzantine(plan.byzantine, attack, spec.seed),
+        byzantine=Byzantine(plan.byzantine, plan.attack, spec.seed),
         local_steps=spec.train.local_steps,
         horizon=spec.rounds,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gossipfl.records import Event, NodeRound
+from gossipfl.testbed.node_process import INTERRUPTS, node_process
 from gossipfl.testbed.pipe import PipeReader
 from gossipfl.testbed.plan import node_name
 
@@ -39,9 +40,8 @@ class Child:
 class Supervisor:
     """Runs one process per node and passes on what they tell.
 
-    ``keep_row`` and ``keep_event`` take rows and events as they come; ``elapsed_s`` is the run's clock for events
-    that only the parent can see: a node that died. A first interrupt asks all nodes to finish their round and leave,
-    a second one kills them.
+    ``keep_row`` and ``keep_event`` take rows and events as they come. A first interrupt asks all nodes to finish
+    their round and leave, a second one kills them.
     """
 
     def __init__(
@@ -50,40 +50,48 @@ class Supervisor:
         make_transport: MakeTransport,
         keep_row: Callable[[NodeRound], None],
         keep_event: Callable[[Event], None],
-        elapsed_s: Callable[[], float],
     ) -> None:
         self._plan = plan
         self._make_transport = make_transport
         self._keep_row = keep_row
         self._keep_event = keep_event
-        self._elapsed_s = elapsed_s
+        self._forked_s = 0.0
         self.children: list[Child] = []
         self.interrupted = False
-        self._failed = asyncio.Event()
 
     async def run(self) -> None:
-        """Fork all nodes and wait for their end; raises whatever made a node fail before its first round."""
+        """Fork all nodes and wait for their end."""
         loop = asyncio.get_running_loop()
+        for number in INTERRUPTS:
+            loop.add_signal_handler(number, self.interrupt)
+        try:
+            self._fork_all()
+            for child in self.children:
+                await child.done.wait()
+        finally:
+            await self._reap()
+            for number in INTERRUPTS:
+                loop.remove_signal_handler(number)
+
+    def tell(self, event: str, node: int | None = None, **fields: Any) -> None:
+        """Keep an event that only the parent can see, on the nodes' clock."""
+        t_s = asyncio.get_running_loop().time() - self._forked_s
+        self._keep_event(Event(t_s, event, None if node is None else node_name(node), fields))
+
+    def _fork_all(self) -> None:
+        """Fork all nodes; an interrupt waits until each of them can take its own."""
         gc.collect()
         gc.freeze()  # keeps the collector from touching, and so copying, the pages that children share
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        self._forked_s = asyncio.get_running_loop().time()
         try:
             for node in range(self._plan.spec.nodes):
                 self._fork(node)
         finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
             gc.unfreeze()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.interrupt)
-        try:
-            for child in self.children:
-                await child.done.wait()
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-            await self._reap()
 
     def _fork(self, node: int) -> None:
-        from gossipfl.testbed.node_process import node_process
-
         parent = os.getpid()
         reading, writing = os.pipe()
         pid = os.fork()
@@ -124,7 +132,7 @@ class Supervisor:
         if child.end is None or "error" in child.end:
             told = {} if child.end is None else {"error": child.end["error"]}
             how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
-            self._keep_event(Event(self._elapsed_s(), "died", node_name(child.node), {**how, **told}))
+            self.tell("died", child.node, **how, **told)
 
     def interrupt(self) -> None:
         """Ask all nodes to end; the second time, kill them."""
@@ -151,4 +159,3 @@ def _leave_loop() -> None:
     """Forget, in a forked child, the event loop that its parent runs."""
     asyncio._set_running_loop(None)  # type: ignore[attr-defined]
     asyncio.set_event_loop(None)
-    signal.set_wakeup_fd(-1)

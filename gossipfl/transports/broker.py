@@ -37,7 +37,7 @@ from typing import Self
 from gossipfl.errors import TransportUnavailable
 from gossipfl.heap import keep_freed_pages
 from gossipfl.transports import mqtt_packets as mqtt
-from gossipfl.transports.broker_client import BrokerClient, BrokerLimits, new_scratch
+from gossipfl.transports.broker_client import BrokerClient, BrokerCounters, BrokerLimits, new_scratch
 from gossipfl.transports.mqtt_packets import ConnectReturn, PacketError, PacketType, Publish
 from gossipfl.transports.subscriptions import Subscriptions
 
@@ -47,17 +47,6 @@ PASSWORD_VARIABLE = "GOSSIPFL_BROKER_PASSWORD"  # noqa: S105  # the name of a va
 _SWEEP_S = 1.0
 _PARENT_CHECK_S = 0.5
 _BACKLOG = 1024
-
-
-@dataclass(slots=True)
-class BrokerCounters:
-    """Totals since the start."""
-
-    connections: int = 0
-    messages_in: int = 0
-    messages_out: int = 0
-    malformed: int = 0
-    stalled: int = 0
 
 
 class Broker:
@@ -147,14 +136,7 @@ class Broker:
     # --- packets (the sink of every BrokerClient)
 
     def handle(self, client: BrokerClient, first: int, packet: memoryview, body_at: int) -> None:
-        """Act on one packet of ``client``; a malformed one closes that client and touches nobody else."""
-        try:
-            self._dispatch(client, first, packet, body_at)
-        except PacketError:
-            self.counters.malformed += 1
-            raise
-
-    def _dispatch(self, client: BrokerClient, first: int, packet: memoryview, body_at: int) -> None:
+        """Act on one packet of ``client``; a malformed one raises PacketError and touches nobody else."""
         kind, flags, body = first >> 4, first & 0x0F, packet[body_at:]
         if (kind == PacketType.CONNECT) == (client.client_id is not None):
             raise PacketError("first packet is no CONNECT" if client.client_id is None else "second CONNECT")
@@ -301,7 +283,7 @@ def start_broker_process(
     with open_listener(host, port) if socket_path is None else open_unix_listener(socket_path) as listener:
         if socket_path is None:
             host, port = listener.getsockname()[:2]
-        process = _spawn(listener, username, password)
+        process = spawn_broker(listener, username, password)
     try:
         yield BrokerProcess(host, port, process.pid, str(socket_path) if socket_path else None)
     finally:
@@ -315,7 +297,12 @@ def start_broker_process(
             socket_path.unlink(missing_ok=True)
 
 
-def _spawn(listener: socket.socket, username: str | None, password: str) -> subprocess.Popen[bytes]:
+def spawn_broker(listener: socket.socket, username: str | None = None, password: str = "") -> subprocess.Popen[bytes]:
+    """Start a broker process on ``listener``; it lives until SIGTERM, or as long as this process.
+
+    Who keeps ``listener`` open keeps the address: another process can be started on it, and clients that connect
+    meanwhile wait for that one.
+    """
     command = [sys.executable, "-m", "gossipfl.transports.broker"]
     command += ["--fd", str(listener.fileno()), "--parent", str(os.getpid())]
     environment = dict(os.environ)

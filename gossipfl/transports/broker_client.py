@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from gossipfl.transports.mqtt_packets import Buffer, PacketError, Publish, packet_span
@@ -27,7 +27,7 @@ class BrokerLimits:
     """What a broker grants one client."""
 
     packet_bytes: int = 2 << 20
-    """The largest packet; a larger one closes the connection."""
+    """The largest packet; a larger one closes the connection, as does a CONNECT of over 64 KiB."""
 
     queue_bytes: int = 8 << 20
     """Bytes that wait for a subscriber before its publishers are no longer read (back-pressure)."""
@@ -43,10 +43,22 @@ class BrokerLimits:
     """Topic filters of one client."""
 
 
+@dataclass(slots=True)
+class BrokerCounters:
+    """Totals since the start."""
+
+    connections: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    malformed: int = 0
+    stalled: int = 0
+
+
 class PacketSink(Protocol):
     """Who acts on a client's packets."""
 
     limits: BrokerLimits
+    counters: BrokerCounters
     scratch: memoryview
 
     def handle(self, client: BrokerClient, first: int, packet: memoryview, body_at: int) -> None:
@@ -59,6 +71,52 @@ class PacketSink(Protocol):
 def new_scratch() -> memoryview:
     """Return the buffer into which all clients of one loop read short packets."""
     return memoryview(bytearray(_SCRATCH_BYTES))
+
+
+class _Outbox:
+    """Buffers that wait for a socket, written without being joined or copied."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.queued_bytes = 0
+        self._sock = sock
+        self._buffers: deque[memoryview] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._buffers)
+
+    def append(self, buffer: Buffer) -> None:
+        if len(buffer):  # an empty one would never be done
+            self._buffers.append(memoryview(buffer))
+            self.queued_bytes += len(buffer)
+
+    def flush(self) -> bool:
+        """Write what the socket takes and say whether it took anything; raises OSError when it is broken."""
+        took = False
+        while self._buffers:
+            wanted = list(islice(self._buffers, _WRITE_BUFFERS))
+            try:
+                count = self._sock.sendmsg(wanted)
+            except BlockingIOError:
+                break
+            took = True
+            self._discard(count)
+            if count < sum(map(len, wanted)):
+                break
+        return took
+
+    def clear(self) -> None:
+        self._buffers.clear()
+        self.queued_bytes = 0
+
+    def _discard(self, count: int) -> None:
+        self.queued_bytes -= count
+        while count:
+            first = self._buffers[0]
+            if count < len(first):
+                self._buffers[0] = first[count:]
+                return
+            count -= len(first)
+            self._buffers.popleft()
 
 
 class BrokerClient:
@@ -76,8 +134,7 @@ class BrokerClient:
         self._head = b""
         self._packet: memoryview | None = None
         self._filled = 0
-        self._out: deque[memoryview] = deque()
-        self._out_bytes = 0
+        self._out = _Outbox(sock)
         self._packet_id = 0
         self._unacknowledged: set[int] = set()
         self._slow: set[BrokerClient] = set()
@@ -96,12 +153,12 @@ class BrokerClient:
     @property
     def queued_bytes(self) -> int:
         """Bytes that wait to be written to this client."""
-        return self._out_bytes
+        return self._out.queued_bytes
 
     @property
     def overfull(self) -> bool:
         """Whether so much waits for this subscriber that its publishers have to wait too."""
-        return self._out_bytes > self._sink.limits.queue_bytes
+        return self.queued_bytes > self._sink.limits.queue_bytes
 
     @property
     def paused(self) -> bool:
@@ -131,6 +188,7 @@ class BrokerClient:
         except BlockingIOError:
             return
         except PacketError as error:
+            self._sink.counters.malformed += 1
             self.close(str(error))
         except OSError as error:
             self.close(error.strerror or "connection lost")
@@ -166,7 +224,8 @@ class BrokerClient:
     def _cut(self, data: memoryview, position: int, header_bytes: int, body_bytes: int) -> int:
         """Take one packet from the shared scratch buffer, or begin the buffer of one that goes beyond it."""
         total = header_bytes + body_bytes
-        if total > self._sink.limits.packet_bytes:
+        known = self.client_id is not None
+        if total > (self._sink.limits.packet_bytes if known else _SCRATCH_BYTES):
             raise PacketError(f"packet of {total} bytes")
         packet = memoryview(bytearray(total))
         part = data[position : position + total]
@@ -199,7 +258,7 @@ class BrokerClient:
     # --- writing
 
     def next_packet_id(self) -> int:
-        """Return a packet identifier that is not in use, or 0 when all are."""
+        """Return a packet identifier that is not in use, or 0 when all are (and QoS 0 is all that is left)."""
         if len(self._unacknowledged) >= 0xFFFF:
             return 0
         while True:
@@ -220,47 +279,25 @@ class BrokerClient:
         if was_idle:
             self._moved_s = self._loop.time()
         for part in parts:
-            if len(part):  # an empty buffer would never be done
-                self._out.append(memoryview(part))
-                self._out_bytes += len(part)
+            self._out.append(part)
         if was_idle:
             self._flush()
-            if self._out and not self.closed:
+            if self._out:
                 self._loop.add_writer(self._sock, self._writable)
 
     def _writable(self) -> None:
         self._flush()
         if not self._out and not self.closed:
             self._loop.remove_writer(self._sock)
-        if self._waiting and self._out_bytes <= self._sink.limits.queue_bytes // 2:
+        if self._waiting and self.queued_bytes <= self._sink.limits.queue_bytes // 2:
             self._release_publishers()
 
     def _flush(self) -> None:
         try:
-            while self._out:
-                wanted = list(self._first_buffers())
-                count = self._sock.sendmsg(wanted)
+            if self._out.flush():
                 self._moved_s = self._loop.time()
-                self._discard(count)
-                if count < sum(map(len, wanted)):
-                    return
-        except BlockingIOError:
-            return
         except OSError as error:
             self.close(error.strerror or "connection lost")
-
-    def _first_buffers(self) -> Iterator[memoryview]:
-        return (self._out[index] for index in range(min(len(self._out), _WRITE_BUFFERS)))
-
-    def _discard(self, count: int) -> None:
-        self._out_bytes -= count
-        while count:
-            first = self._out[0]
-            if count < len(first):
-                self._out[0] = first[count:]
-                return
-            count -= len(first)
-            self._out.popleft()
 
     # --- the end
 
@@ -274,7 +311,6 @@ class BrokerClient:
         self._loop.remove_writer(self._sock)
         self._sock.close()
         self._out.clear()
-        self._out_bytes = 0
         self._packet = None
         for subscriber in self._slow:
             subscriber._waiting.pop(self, None)

@@ -95,7 +95,7 @@ class MqttTransport(Transport):
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
 
-    def _take(self, sender: PeerId | None, frame: bytes) -> None:
+    def _take(self, sender: PeerId | None, frame: bytes | bytearray) -> None:
         if not frame:  # a peer's probe of its own broadcast topic
             return
         if sender is None:

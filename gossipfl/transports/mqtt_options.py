@@ -33,9 +33,12 @@ class _TidySocket(ssl.SSLSocket):
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files for TLS: who signs the broker's certificate, and this site's own certificate, if it has one."""
+    """PEM files for TLS: who signs the broker's certificate, and this site's own certificate, if it has one.
 
-    ca: str
+    Without ``ca`` it is whoever this system trusts.
+    """
+
+    ca: str | None
     certificate: str | None = None
     key: str | None = None
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiomqtt
+from paho.mqtt.client import Client, MQTTMessage
 
 from gossipfl.errors import TransportUnavailable
 from gossipfl.transports.base import PeerId
 from gossipfl.transports.mqtt_options import MqttOptions, NoUseRetrying, Topics
 
-Deliver = Callable[[PeerId | None, bytes], None]
+Deliver = Callable[[PeerId | None, bytes | bytearray], None]
 """Takes a frame and its sender, or None when the topic is nobody's."""
 
 _SOCKET_BUFFER_BYTES = 1 << 20  # a whole frame goes to the kernel in one piece
@@ -45,6 +46,7 @@ class MqttSession:
         self._sending: set[asyncio.Timeout] = set()
         self._broken = False
         self._client = self._new_client()
+        self._paho.on_message = self._arrived
 
     def _new_client(self) -> aiomqtt.Client:
         options = self._options
@@ -65,7 +67,6 @@ class MqttSession:
             tls_context=options.tls.context() if options.tls else None,
             socket_options=socket_options,
             logger=_LOGGER,
-            queue_type=_inlet(self._arrived),
         )
 
     async def open(self) -> None:
@@ -86,11 +87,33 @@ class MqttSession:
                 await opening
             await self.close()
             raise
+        self._write_at_once()
+
+    def _write_at_once(self) -> None:
+        """Have packets written when they are made, and the event loop asked only when the socket is full.
+
+        paho asks its event loop through a callback whenever it has something to write, even on an idle socket;
+        aiomqtt answers with three turns of the loop for each packet. Connecting is done by then, so the callback
+        comes from this thread only.
+        """
+        paho, ask_loop = self._paho, self._paho.on_socket_register_write
+
+        def write(_: Client, userdata: Any, sock: Any) -> None:
+            paho.loop_write()
+            if ask_loop is not None and paho.want_write() and paho.socket() is not None:
+                ask_loop(paho, userdata, sock)
+
+        paho.on_socket_register_write = write
+
+    @property
+    def _paho(self) -> Client:
+        """The client below aiomqtt, by the only private name used here; version 2 shows it in no other way."""
+        return self._client._client
 
     async def watch(self) -> None:
         """Return, never: raises TransportUnavailable when the connection breaks."""
         try:
-            async for _ in self._client.messages:  # none ever comes this way, see _Inlet
+            async for _ in self._client.messages:  # none comes this way, see _arrived
                 pass
         except aiomqtt.MqttError as error:
             raise TransportUnavailable(f"connection lost: {error.__cause__ or error}") from None
@@ -139,14 +162,14 @@ class MqttSession:
         finally:
             del self._probes[topic]
 
-    def _arrived(self, message: aiomqtt.Message) -> None:
-        topic = message.topic.value
+    def _arrived(self, paho: Client, userdata: Any, message: MQTTMessage) -> None:
+        """Hand a message on; aiomqtt's queue would cost a task for each, and drops them when it is full."""
+        topic = message.topic
         sender = self._topics.sender_of.get(topic)
         if sender is None and topic in self._probes:
             self._probes[topic].set()
         else:
-            payload = message.payload
-            self._deliver(sender, payload if isinstance(payload, bytes) else bytes(payload))
+            self._deliver(sender, message.payload)
 
     async def send(self, topics: Sequence[str], payload: bytes | bytearray) -> bool:
         """Publish to each topic and wait until the socket has taken it all (QoS 1: until the broker answers).
@@ -179,7 +202,7 @@ class MqttSession:
 
     async def _free_socket(self) -> None:
         """End a connection whose broker no longer answers; aiomqtt itself would leave its socket and task behind."""
-        paho = self._client._client  # the only private name used here: aiomqtt 2 shows its socket in no other way
+        paho = self._paho
         sock = paho.socket()
         if not isinstance(sock, socket.socket):
             return
@@ -189,19 +212,6 @@ class MqttSession:
             async with asyncio.timeout(_ABANDON_S):
                 while paho.socket() is not None:  # noqa: ASYNC110  # paho has no event for it
                     await asyncio.sleep(0)
-
-
-def _inlet(take: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqtt.Message]]:
-    """Return a queue type for aiomqtt that hands each message on at once instead of keeping it.
-
-    aiomqtt's own queue would cost a task for every message, and drops what it has acknowledged when it is full.
-    """
-
-    class Inlet(asyncio.Queue[aiomqtt.Message]):
-        def put_nowait(self, item: aiomqtt.Message) -> None:
-            take(item)
-
-    return Inlet
 
 
 def _try_unix_socket(options: MqttOptions) -> None:

@@ -124,15 +124,15 @@ class Daemon:
     # ------------------------------------------------------------------------------------------ how they are played
 
     async def _await_broker(self) -> None:
-        """Return when the broker has let this site in once; raises LoginRefused where it never will."""
-        from gossipfl.transports.mqtt_session import LoginRefused
+        """Return when the broker has let this site in once; raises NoUseRetrying where it never will."""
+        from gossipfl.transports.mqtt_options import NoUseRetrying
 
         told = ""
         while not self._stopping.is_set():
             probe = self._site.transport()
             try:
                 await self._unless_stopped(asyncio.create_task(probe.start(), name="daemon.probe"), cancel=True)
-            except LoginRefused:
+            except NoUseRetrying:
                 raise
             except TransportUnavailable as error:
                 if str(error) != told:

@@ -146,8 +146,9 @@ def test_an_outcome_tells_results_filter_traffic_and_faults(spec: RunSpec) -> No
         )
     )
     facts = RunFacts("testbed", "mqtt", byzantine=[1], topology_name="ring", wall_s=3.0, peak_rss_bytes=5 * 10**8)
-    lines = dict(outcome_lines(summarise(spec, facts, statistics)))
+    lines = dict(outcome_lines({**summarise(spec, facts, statistics), "interrupted": True}))
     assert lines == {
+        "status": "interrupted",
         "run": "digits, balance against gaussian, 3 nodes (1 Byzantine) on ring, sync",
         "test accuracy": "0.900  (0.900 to 0.900 over honest nodes)",
         "test loss": "0.2500  (0.2500 to 0.2500 over honest nodes)",
@@ -155,7 +156,7 @@ def test_an_outcome_tells_results_filter_traffic_and_faults(spec: RunSpec) -> No
         "rounds": "1 of 10 in 3.0 s  (0.3 s a round)",
         "filter": "honest: 3 accepted, 2 rejected;  Byzantine: 1 accepted, 4 rejected",
         "traffic": "81.5 kB sent per node and round",
-        "memory": "500 MB in all processes at the peak",
+        "memory": "500 MB at the peak, shared pages once a process",
         "faults": "1 died",
     }
 

@@ -177,6 +177,15 @@ def test_a_client_without_an_id_gets_one_and_a_second_of_the_same_id_replaces_th
     run(program())
 
 
+def test_a_stranger_gets_no_large_buffer() -> None:
+    async def program() -> None:
+        async with Broker() as broker, raw(broker) as client:
+            await client.ask(b"\x10\xff\xff\x7f", b"")  # a CONNECT of 2 MB, of which nothing more comes
+            assert broker.counters.malformed == 1
+
+    run(program())
+
+
 def test_a_will_is_published_when_its_client_vanishes_and_not_when_it_leaves() -> None:
     will = {"flags": 0x06}
 

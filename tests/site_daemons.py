@@ -1,0 +1,170 @@
+"""Site daemons for tests: folders with keys and files, real processes, and waiting for what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gossipfl.identity import Identity
+from gossipfl_node.status_socket import NotRunningError, ask
+
+PATIENCE_S = 45.0
+"""A daemon's imports take seconds, more on a busy machine; nothing below waits longer than it must."""
+POLL_S = 0.05
+
+COMMAND = (sys.executable, "-c", "from gossipfl_node.cli import main; main()")
+
+COMMON = """
+rule = "mean"
+evaluate_every = 2
+
+[site]
+name = "{name}"
+key = "site.key"
+state = "state"
+round_every_s = 0.1
+
+[gossip]
+liveness_s = 2.0
+heartbeat_s = 0.3
+join_timeout_s = 20.0
+drain_s = 3.0
+
+[train]
+local_steps = 2
+
+[share]
+index = {index}
+of = {of}
+"""
+
+
+@dataclass
+class Daemon:
+    """One site: its folder, and its process while there is one."""
+
+    name: str
+    folder: Path
+    identity: Identity
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "site.toml"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def start(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "run", str(self.file), "--log-level", "debug"], stderr=log, stdout=log, env=environment
+            )
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def kill(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def ended(self, limit_s: float = PATIENCE_S) -> int:
+        assert self.process is not None
+        return self.process.wait(limit_s)
+
+    def status(self) -> dict[str, Any]:
+        return ask(self.state)
+
+    def neighbour(self, other: Daemon) -> dict[str, Any]:
+        return next(each for each in self.status()["neighbours"] if each["name"] == other.name)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.state / "events.jsonl").read_text().splitlines()]
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the first status that fulfils the condition; fails with the log when time is up or it has ended."""
+        deadline = time.monotonic() + PATIENCE_S
+        last: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            assert self.process is None or self.process.poll() is None, self.log()
+            with contextlib.suppress(NotRunningError):
+                last = self.status()
+                if condition(last):
+                    return last
+            time.sleep(POLL_S)
+        raise AssertionError(f"{self.name}: {json.dumps(last, indent=1)}\n{self.log()}")
+
+    def until_neighbour(self, other: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        def holds(status: dict[str, Any]) -> bool:
+            return any(condition(each) for each in status["neighbours"] if each["name"] == other.name)
+
+        return self.until(holds)
+
+
+@dataclass
+class Deployment:
+    """Sites of one federation."""
+
+    root: Path
+    name: str
+    members: dict[str, Identity] = field(default_factory=dict)
+
+    def add(self, name: str) -> Identity:
+        """Make a member's folder and key."""
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        self.members[name] = identity = Identity.generate()
+        identity.save(folder / "site.key")
+        return identity
+
+    def federation(self, edges: Sequence[tuple[str, str]]) -> str:
+        members = "\n".join(f'{name} = "{identity.peer_id}"' for name, identity in self.members.items())
+        pairs = ", ".join(f'["{one}", "{other}"]' for one, other in edges)
+        return f'[federation]\nname = "{self.name}"\nedges = [{pairs}]\n[federation.members]\n{members}\n'
+
+    def site(
+        self, name: str, edges: Sequence[tuple[str, str]], broker: str, changes: Mapping[str, str] | None = None
+    ) -> Daemon:
+        """Write a member's file: the common settings with some ``changes`` of text."""
+        names = list(self.members)
+        common = COMMON.format(name=name, index=names.index(name), of=len(names))
+        for old, new in (changes or {}).items():
+            assert old in common, old
+            common = common.replace(old, new)
+        folder = self.root / name
+        (folder / "site.toml").write_text(f"{common}\n{self.federation(edges)}\n[broker]\n{broker}\n")
+        return Daemon(name, folder, self.members[name])
+
+
+@contextlib.contextmanager
+def ended_in_the_end(daemons: Sequence[Daemon]) -> Iterator[None]:
+    """Kill, whatever happens, the processes of these daemons."""
+    try:
+        yield
+    finally:
+        for daemon in daemons:
+            if daemon.process is not None and daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.process.wait()
+
+
+def ring(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the edges of a ring; of two names, the one edge between them."""
+    pairs = zip(names, [*names[1:], names[0]], strict=True)
+    return list(pairs)[: len(names) if len(names) > 2 else 1]
+
+
+def address(port: int, *more: str) -> str:
+    """Return the [broker] section for a broker on loopback."""
+    return "\n".join(['host = "127.0.0.1"', f"port = {port}", *more])
