@@ -17,8 +17,8 @@ CREDIT_CHUNKS = 6
 STALL_S = 2.0
 """After this long without a chunk, or ``STALL_GAPS`` times the last gap, the missing ones are asked for again."""
 STALL_GAPS = 4
-STALL_MAX_S = 60.0
-PATIENCE_DECAY = 0.9
+STALL_MAX_S = 30.0
+PATIENCE_DECAY = 0.7
 MAX_STALLS = 3
 """Stalls in a row after which an assembly is given up; a keyframe will mend the loss."""
 OUTBOX_BODIES = 4
@@ -68,8 +68,8 @@ class Assembly:
         self.body[start:end] = chunk.data
         self.missing.discard(index)
         self.granted.discard(index)
-        self.patience_s = max(STALL_S, PATIENCE_DECAY * self.patience_s, STALL_GAPS * (now - self.progress_at))
-        self.patience_s = min(self.patience_s, STALL_MAX_S)
+        gap_s = now - self.progress_at if not self.stalls else 0.0  # a stall measures patience, not the link
+        self.patience_s = min(max(STALL_S, PATIENCE_DECAY * self.patience_s, STALL_GAPS * gap_s), STALL_MAX_S)
         self.progress_at, self.stalls = now, 0
         return True
 

@@ -196,11 +196,11 @@ class Post:
         return bool(self.channels[peer].assemblies)
 
     def _ask(self, peer: PeerId, assembly: Assembly) -> list[Effect]:
-        grant = assembly.next_grant()
-        if grant is None:
-            return []
-        header = assembly.header
-        return self.send(Kind.GRANT, Grant(header.incarnation, header.sequence, *grant), (peer,))
+        """Grant credit for the next chunks: one message for each run of them."""
+        header, effects = assembly.header, list[Effect]()
+        while (grant := assembly.next_grant()) is not None:
+            effects += self.send(Kind.GRANT, Grant(header.incarnation, header.sequence, *grant), (peer,))
+        return effects
 
     def _open_chunk(
         self, peer: PeerId, channel: Channel, chunk: Chunk, now: float

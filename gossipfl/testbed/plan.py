@@ -88,9 +88,7 @@ class Plan:
         from gossipfl.identity import Identity
 
         seed = self.spec.seed
-        return tuple(
-            Identity.from_seed(digest(f"{seed}/identity/{node}".encode())) for node in range(self.spec.nodes)
-        )
+        return tuple(Identity.from_seed(digest(f"{seed}/identity/{node}".encode())) for node in range(self.spec.nodes))
 
     @cached_property
     def membership(self) -> Membership:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gossipfl.errors import GossipflError, TransportUnavailable
 from gossipfl.records import Event, NodeRound
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from gossipfl.config import RunSpec
     from gossipfl.records import Progress, RunRecords
-    from gossipfl.testbed.node_process import MakeTransport
     from gossipfl.testbed.supervisor import Child
 
 
@@ -104,19 +103,33 @@ def _run_virtual(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, 
 
 
 def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, Any]:
-    with mqtt_network(plan) as make_transport:
+    from gossipfl.testbed.broker import run_broker
+    from gossipfl.testbed.network import check_connection, mqtt_transport
+    from gossipfl.testbed.supervisor import Supervisor
+
+    with run_broker(plan.spec.broker, FEDERATION) as broker:
+        make_transport = partial(mqtt_transport, plan, broker.options)
+        if plan.spec.broker.host is not None:
+            asyncio.run(check_connection(make_transport(0)))
         prepare(plan, records)
-        from gossipfl.testbed.supervisor import Supervisor
 
         async def run() -> Supervisor:
-            supervisor = Supervisor(plan, make_transport, keeper.row, keeper.event, keeper.elapsed_s)
-            await supervisor.run()
+            supervisor = Supervisor(plan, make_transport, keeper.row, keeper.event)
+            keeping = asyncio.create_task(
+                broker.keep(lambda status: supervisor.tell("broker_restarted", exit_status=status)), name="broker"
+            )
+            try:
+                await supervisor.run()
+            finally:
+                keeping.cancel()
+                await asyncio.wait([keeping])
             return supervisor
 
         supervisor = asyncio.run(run())
-    _raise_common_failure(supervisor.children)
-    vectors, ends = _gather(plan, supervisor.children)
+    vectors, ends = _gather(supervisor.children)
     keeper.lost = {child.node for child in supervisor.children if child.node not in ends}
+    if not ends and not supervisor.interrupted:
+        _raise_common_failure(supervisor.children)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peaks = [end["peak_rss_bytes"] for end in ends.values()]
     summary = _finish(plan, records, keeper, vectors, ends, own + sum(peaks))
@@ -126,15 +139,16 @@ def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str
     return summary
 
 
-def _raise_common_failure(children: list[Child]) -> None:
-    """Where every node failed for the same reason the run has failed, and the reason is the user's to mend."""
-    errors = {child.end["error"]: child.end["kind"] for child in children if child.end and "error" in child.end}
-    if len(errors) >= 1 and all(child.end is not None and "error" in child.end for child in children):
-        text, kind = next(iter(errors.items()))
-        raise TransportUnavailable(text) if kind == "TransportUnavailable" else GossipflError(text)
+def _raise_common_failure(children: list[Child]) -> NoReturn:
+    """Where no node came to its end the run has failed, and the first node's reason is told for all."""
+    told = next((child.end for child in children if child.end is not None), None)
+    if told is None:
+        raise GossipflError(f"all {len(children)} nodes died before their end; see events.jsonl of the run")
+    text = f"{told['error']} (no node came to its end)"
+    raise TransportUnavailable(text) if told["kind"] == "TransportUnavailable" else GossipflError(text)
 
 
-def _gather(plan: Plan, children: list[Child]) -> tuple[dict[int, np.ndarray], dict[int, dict[str, Any]]]:
+def _gather(children: list[Child]) -> tuple[dict[int, np.ndarray], dict[int, dict[str, Any]]]:
     import numpy as np
 
     ends = {child.node: child.end for child in children if child.end is not None and "error" not in child.end}
@@ -177,12 +191,14 @@ def _finish(
     proportional = [end["pss_bytes"] for end in ends.values() if "pss_bytes" in end]
     summary["private_bytes_per_node_median"] = int(median(private)) if private else None
     summary["pss_bytes_nodes"] = sum(proportional) if proportional else None
-    summary["personalised"] = {str(node): end["personalised"] for node, end in ends.items()} if any(
-        end.get("personalised") for end in ends.values()
-    ) else None
+    summary["personalised"] = (
+        {str(node): end["personalised"] for node, end in ends.items()}
+        if any(end.get("personalised") for end in ends.values())
+        else None
+    )
     summary["dropped"] = _total_dropped(ends)
     if spec.keep_vectors:
-        _keep_vectors(plan, records, vectors)
+        _keep_vectors(records, vectors)
     records.write_summary(summary)
     return summary
 
@@ -205,28 +221,7 @@ def _consensus_distance(vectors: list[np.ndarray]) -> float | None:
     return float(np.sqrt(np.mean([np.sum((vector - mean) ** 2, dtype=np.float64) for vector in vectors])))
 
 
-def _keep_vectors(plan: Plan, records: RunRecords, vectors: Mapping[int, np.ndarray]) -> None:
+def _keep_vectors(records: RunRecords, vectors: Mapping[int, np.ndarray]) -> None:
     import numpy as np
 
     np.savez(records.out / "vectors.npz", **{str(node): vector for node, vector in vectors.items()})
-
-
-@contextlib.contextmanager
-def mqtt_network(plan: Plan) -> Iterator[MakeTransport]:
-    """Provide an MQTT broker for the run (its own, unless the spec names one) and a maker of transports to it."""
-    from gossipfl.transports.broker import start_broker_process
-    from gossipfl.transports.mqtt import MqttOptions, MqttTransport
-
-    broker = plan.spec.broker
-    with contextlib.ExitStack() as stack:
-        if broker.host is not None:
-            host, port = broker.host, broker.port or (8883 if broker.tls else 1883)
-        else:
-            own = stack.enter_context(start_broker_process(port=broker.port or 0))
-            host, port = own.host, own.port
-        options = MqttOptions(host=host, port=port, federation=FEDERATION)
-
-        def make_transport(node: int) -> MqttTransport:
-            return MqttTransport(plan.identities[node].peer_id, plan.peers(node), options)
-
-        yield make_transport

@@ -33,8 +33,7 @@ class Child:
     descriptor: int
     reader: PipeReader = field(default_factory=PipeReader.new)
     end: dict[str, Any] | None = None
-    status: int | None = None
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    running: bool = True
 
 
 class Supervisor:
@@ -56,18 +55,18 @@ class Supervisor:
         self._keep_row = keep_row
         self._keep_event = keep_event
         self._forked_s = 0.0
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.children: list[Child] = []
         self.interrupted = False
 
     async def run(self) -> None:
-        """Fork all nodes and wait for their end."""
+        """Fork all nodes and wait for their end; what their rows and events do to ``keep_...`` is raised here."""
         loop = asyncio.get_running_loop()
         for number in INTERRUPTS:
             loop.add_signal_handler(number, self.interrupt)
         try:
             self._fork_all()
-            for child in self.children:
-                await child.done.wait()
+            await self._over
         finally:
             await self._reap()
             for number in INTERRUPTS:
@@ -112,6 +111,15 @@ class Supervisor:
             data = os.read(child.descriptor, READ_BYTES)
         except BlockingIOError:
             return
+        try:
+            self._take(child, data)
+        except Exception as error:  # noqa: BLE001 - a callback has nobody to raise it to
+            if not self._over.done():
+                self._over.set_exception(error)
+        if not data:
+            self._finish(child)
+
+    def _take(self, child: Child, data: bytes) -> None:
         for told in child.reader.feed(data):
             if isinstance(told, Event):
                 self._keep_event(told)
@@ -119,20 +127,20 @@ class Supervisor:
                 self._keep_row(told)
             else:
                 child.end = told
-        if not data:
-            self._finish(child)
 
     def _finish(self, child: Child) -> None:
         """The pipe is closed: the process has ended, or is about to."""
         asyncio.get_running_loop().remove_reader(child.descriptor)
         os.close(child.descriptor)
-        _, child.status = os.waitpid(child.pid, 0)
-        child.done.set()
-        code = os.waitstatus_to_exitcode(child.status)
+        _, status = os.waitpid(child.pid, 0)
+        child.running = False
+        code = os.waitstatus_to_exitcode(status)
         if child.end is None or "error" in child.end:
             told = {} if child.end is None else {"error": child.end["error"]}
             how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
             self.tell("died", child.node, **how, **told)
+        if not self._over.done() and not any(other.running for other in self.children):
+            self._over.set_result(None)
 
     def interrupt(self) -> None:
         """Ask all nodes to end; the second time, kill them."""
@@ -144,14 +152,14 @@ class Supervisor:
     def end_all(self, number: signal.Signals) -> None:
         """Send a signal to all nodes that still run."""
         for child in self.children:
-            if not child.done.is_set():
+            if child.running:
                 os.kill(child.pid, number)
 
     async def _reap(self) -> None:
         """Whatever happens to the parent's task, no child outlives it."""
         self.end_all(signal.SIGKILL)
         for child in self.children:
-            if not child.done.is_set():
+            if child.running:
                 self._finish(child)
 
 

@@ -1,0 +1,5 @@
+"""``python -m gossipfl``: the command line."""
+
+from gossipfl.cli import main
+
+main()
