@@ -21,12 +21,14 @@ import argparse
 import csv
 import json
 import statistics
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -61,7 +63,7 @@ class Study:
     steps: int = STEPS_WHOLE
     every: int = 20
     lr: float = 1e-3
-    fine: float = 0.2
+    fine: float = 0.1
     batch: int = 64
     shared: float = 0.5
     validation: float = 0.2
@@ -183,35 +185,16 @@ class Outcome:
 
 
 @dataclass
-class Verdicts:
-    """What the nodes of a rule's runs said of each other, all of them honest."""
-
-    accepted: int = 0
-    rejected: int = 0
-
-    def add(self, row: NodeRound) -> None:
-        """Count one node's round."""
-        self.accepted += row.accepted_honest
-        self.rejected += row.rejected_honest
-
-
-@dataclass
 class Results:
-    """Everything that a study measured."""
+    """Everything that a study measured; ``verdicts`` counts, by rule, what honest nodes said of each other."""
 
     study: Study
     outcomes: list[Outcome] = field(default_factory=list)
-    verdicts: dict[str, Verdicts] = field(default_factory=dict)
+    verdicts: dict[str, Counter[str]] = field(default_factory=dict)
 
-    @property
-    def ways(self) -> list[str]:
-        """Ways in the order they were run."""
-        return list(dict.fromkeys(outcome.way for outcome in self.outcomes))
-
-    @property
-    def sites(self) -> list[str]:
-        """Sites in the order of their nodes."""
-        return list(dict.fromkeys(outcome.site for outcome in self.outcomes))
+    def names(self, kind: Literal["way", "site"]) -> list[str]:
+        """Return the ways or the sites, in the order they were run."""
+        return list(dict.fromkeys(getattr(outcome, kind) for outcome in self.outcomes))
 
     def by_seed(self, way: str, site: str, metric: str = "nrmse") -> list[float]:
         """Return a metric for each seed, averaged over the site's nodes."""
@@ -229,13 +212,14 @@ class Results:
     def average_against_alone(self, way: str) -> list[float]:
         """Return ``against_alone`` averaged over sites, seed by seed."""
         return [
-            statistics.fmean(sites) for sites in zip(*(self.against_alone(way, s) for s in self.sites), strict=True)
+            statistics.fmean(sites)
+            for sites in zip(*(self.against_alone(way, s) for s in self.names("site")), strict=True)
         ]
 
 
 def run(study: Study, seeds: Sequence[int], say: Console) -> Results:
     """Run every way with every seed."""
-    results = Results(study, verdicts={rule: Verdicts() for rule in study.rules})
+    results = Results(study, verdicts={rule: Counter() for rule in study.rules})
     for seed in seeds:
         began = time.perf_counter()
         plan = study.plan(seed)
@@ -287,10 +271,13 @@ def _pooled(study: Study, plan: StudyPlan) -> Iterator[Outcome]:
         yield Outcome("pooled", plan.spec.seed, whole.info["site"], None, both.best_steps, metrics)
 
 
-def _gossip(study: Study, seed: int, rule: str, verdicts: Verdicts) -> Iterator[Outcome]:
+def _gossip(study: Study, seed: int, rule: str, verdicts: Counter[str]) -> Iterator[Outcome]:
+    def count(row: NodeRound) -> None:
+        verdicts.update(accepted=row.accepted_honest, rejected=row.rejected_honest)
+
     for steps in (study.steps, study.first_steps):
         plan = study.plan(seed, rule, steps)
-        agents = run_in_virtual_time(plan, verdicts.add, lambda event: None).agents
+        agents = run_in_virtual_time(plan, count, lambda event: None).agents
         kept = [agent.learner for agent in agents if isinstance(agent.learner, BestKept)]
         if steps == study.steps:
             yield from _outcomes(plan, f"gossip, {rule}", kept)
@@ -302,15 +289,29 @@ def _gossip(study: Study, seed: int, rule: str, verdicts: Verdicts) -> Iterator[
 def overview(results: Results) -> Table:
     """Return NRMSE per way and site, mean and spread over seeds, with the paired difference to alone."""
     table = Table("way", title=f"NRMSE, mean of {len(CHANNELS)} channels; in brackets against alone")
-    for site in results.sites:
+    for site in results.names("site"):
         table.add_column(site, justify="right")
     table.add_column("average", justify="right")
-    for way in results.ways:
+    for way in results.names("way"):
         cells = [
             f"{_spread(results.by_seed(way, site))} ({_percent(results.against_alone(way, site))})"
-            for site in results.sites
+            for site in results.names("site")
         ]
         table.add_row(way, *cells, _percent(results.average_against_alone(way)))
+    return table
+
+
+def absolute_errors(results: Results) -> Table:
+    """Return MAE per way and site against alone, averaged over channels: what bursts weigh less in."""
+    table = Table("way", title=f"MAE against alone, mean of {len(CHANNELS)} channels")
+    for site in results.names("site"):
+        table.add_column(site, justify="right")
+    for way in results.names("way"):
+        cells = []
+        for site in results.names("site"):
+            channels = [results.against_alone(way, site, f"mae_{channel}") for channel in CHANNELS]
+            cells.append(_percent([statistics.fmean(seed) for seed in zip(*channels, strict=True)]))
+        table.add_row(way, *cells)
     return table
 
 
@@ -319,8 +320,8 @@ def per_channel(results: Results, kind: str) -> Table:
     table = Table("site", "way", title=f"{kind.upper()} per channel{'' if kind == 'nrmse' else ' in its own unit'}")
     for channel in CHANNELS:
         table.add_column(channel, justify="right")
-    for site in results.sites:
-        for way in results.ways:
+    for site in results.names("site"):
+        for way in results.names("way"):
             values = [statistics.fmean(results.by_seed(way, site, f"{kind}_{channel}")) for channel in CHANNELS]
             table.add_row(site, way, *(f"{value:.4g}" for value in values))
         table.add_section()
@@ -339,9 +340,7 @@ def save(results: Results, folder: Path) -> None:
     """Write ``lte-N.json`` and ``lte-N.csv``, N the number of nodes."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"lte-{results.study.nodes}"
-    report: dict[str, Any] = {"study": asdict(results.study), "verdicts": {}, "outcomes": []}
-    report["verdicts"] = {rule: asdict(verdicts) for rule, verdicts in results.verdicts.items()}
-    report["outcomes"] = [asdict(outcome) for outcome in results.outcomes]
+    report = asdict(results) | {"verdicts": results.verdicts}
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     with stem.with_suffix(".csv").open("w", newline="") as stream:
         metrics = list(dict.fromkeys(name for outcome in results.outcomes for name in outcome.metrics))
@@ -370,31 +369,25 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Print the tables, and write files where asked."""
-    options = arguments().parse_args()
+    options = arguments().parse_args(words)
     torch.set_num_threads(1)
     console = Console()
     for nodes in options.nodes:
-        study = Study(
-            data=options.data,
-            nodes=nodes,
-            model=options.model,
-            rules=tuple(options.rule),
-            topology=options.topology or ("complete" if nodes <= 4 else "random-regular"),
-            steps=options.steps or (STEPS_WHOLE if nodes <= 3 else STEPS_SPAN),
-            every=options.every,
-            lr=options.lr,
-            fine=options.fine,
-            shared=options.shared,
-        )
+        topology = options.topology or ("complete" if nodes <= 4 else "random-regular")
+        steps = options.steps or (STEPS_WHOLE if nodes <= 3 else STEPS_SPAN)
+        study = Study(options.data, nodes, options.model, tuple(options.rule), topology, steps, options.every)
+        study = replace(study, lr=options.lr, fine=options.fine, shared=options.shared)
         try:
             results = run(study, range(options.seeds), console)
         except GossipflError as error:
-            raise SystemExit(f"error: {error}") from None
-        console.print(overview(results), per_channel(results, "nrmse"), per_channel(results, "mae"))
-        for rule, verdicts in results.verdicts.items():
-            console.print(f"{rule}: {verdicts.accepted} neighbours accepted, {verdicts.rejected} rejected, all honest")
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        console.print(overview(results), absolute_errors(results))
+        console.print(per_channel(results, "nrmse"), per_channel(results, "mae"))
+        for rule, heard in results.verdicts.items():
+            console.print(f"{rule}: {heard['accepted']} neighbours accepted, {heard['rejected']} rejected, all honest")
         if options.out:
             save(results, options.out)
 

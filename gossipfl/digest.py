@@ -26,7 +26,7 @@ def vector_digest(vector: Tensor) -> bytes:
     Two holders of a public replica agree exactly when these 32 bytes agree. ``vector`` is a contiguous
     CPU tensor of shape (d,).
     """
-    return digest(memoryview(vector.detach().numpy()).cast("B"))
+    return digest(vector.detach().numpy().data.cast("B"))
 
 
 def derive_seed(root: int, *labels: str | int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gossipfl.agent import Agent
 from gossipfl.compute import ThreadCompute
 from gossipfl.errors import GossipflError
-from gossipfl.testbed.observe import NodeObserver
+from gossipfl.testbed.observe import NodeObserver, told_at_the_end
 from gossipfl.testbed.orphans import die_with_parent
 from gossipfl.testbed.pipe import PipeWriter
 from gossipfl.testbed.plan import node_name
@@ -39,7 +40,7 @@ def node_process(plan: Plan, node: int, make_transport: MakeTransport, descripto
     code = 1
     pipe = PipeWriter(descriptor)
     try:
-        _become_child(parent)
+        _become_child(parent, node_name(node))
         ended = asyncio.run(_run(plan, node, make_transport, pipe))
         pipe.end(**ended, **_memory())
         code = 0
@@ -56,7 +57,7 @@ def node_process(plan: Plan, node: int, make_transport: MakeTransport, descripto
         os._exit(code)
 
 
-def _become_child(parent: int) -> None:
+def _become_child(parent: int, name: str) -> None:
     """Die with the parent, and leave Ctrl-C to it: it asks its nodes to end with SIGTERM.
 
     The parent has blocked both signals for the fork, so that none meets its own handlers here.
@@ -66,6 +67,8 @@ def _become_child(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name, encoding="ascii")  # tells the nodes apart in ps and top
 
 
 async def _run(plan: Plan, node: int, make_transport: MakeTransport, pipe: PipeWriter) -> dict[str, Any]:
@@ -82,16 +85,8 @@ async def _run(plan: Plan, node: int, make_transport: MakeTransport, pipe: PipeW
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.stop)
     result = await agent.run()
     vector = learner.vector.detach().cpu().numpy()
-    personal = result.personalised
-    return {
-        "rounds": result.rounds,
-        "digest": result.digest.hex(),
-        "vector": vector.tobytes() if vector.nbytes <= MAX_VECTOR_BYTES else None,
-        "dropped": result.dropped,
-        "personalised": None
-        if personal is None
-        else {"loss": personal.loss, "accuracy": personal.accuracy, **personal.metrics},
-    }
+    kept = vector.tobytes() if vector.nbytes <= MAX_VECTOR_BYTES else None
+    return {**told_at_the_end(result), "vector": kept}
 
 
 def _memory() -> dict[str, int]:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gossipfl.agent import RoundReport
+from gossipfl.agent import AgentResult, RoundReport
 from gossipfl.gossip import Report
 from gossipfl.records import Event, NodeRound
 from gossipfl.testbed.plan import node_name
 
 if TYPE_CHECKING:
     from gossipfl.testbed.plan import Plan
+
+
+def told_at_the_end(result: AgentResult) -> dict[str, Any]:
+    """Return what a summary wants to know of how one agent ended."""
+    personal = result.personalised
+    return {
+        "digest": result.digest.hex(),
+        "dropped": result.dropped,
+        "personalised": None
+        if personal is None
+        else {"loss": personal.loss, "accuracy": personal.accuracy, **personal.metrics},
+    }
 
 
 class NodeObserver:

@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gossipfl.errors import GossipflError, TransportUnavailable
+from gossipfl.heap import keep_freed_pages
 from gossipfl.records import Event, NodeRound
 from gossipfl.summary import RunFacts, summarise
 from gossipfl.testbed.plan import FEDERATION, Plan
@@ -55,19 +56,20 @@ class _Keeper:
 def run_testbed(spec: RunSpec, records: RunRecords, progress: Progress) -> dict[str, Any]:
     """Run the network that ``spec`` describes and return its summary; records are written as it goes."""
     plan = Plan(spec)
+    records.write_topology(plan.topology)  # the cheapest check comes first: it loads nothing
     keeper = _Keeper(plan, records, progress)
     if spec.transport == "memory":
         return _run_virtual(plan, records, keeper)
     return _run_processes(plan, records, keeper)
 
 
-def prepare(plan: Plan, records: RunRecords) -> None:
+def prepare(plan: Plan) -> None:
     """Find every mistake, load the data, and let torch load all that a training step needs, once for all nodes."""
     _one_thread()
+    keep_freed_pages()
     plan.check()
-    records.write_topology(plan.topology)
     learner = plan.learner(0)
-    learner.train(1)  # an optimiser's first step imports torch's compiler: seconds and 120 MB in each process
+    learner.train(1)  # what torch or a user's task loads at its first step, forks then share
     learner.evaluate()
 
 
@@ -80,26 +82,22 @@ def _one_thread() -> None:
 
 
 def _run_virtual(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, Any]:
+    from gossipfl.testbed.observe import told_at_the_end
     from gossipfl.testbed.virtual import run_in_virtual_time
 
-    prepare(plan, records)
-    run = run_in_virtual_time(plan, keeper.row, keeper.event)
+    prepare(plan)
+    try:
+        run = run_in_virtual_time(plan, keeper.row, keeper.event)
+    except KeyboardInterrupt:
+        records.write_summary({**_finish(plan, records, keeper, {}, {}, _peak_rss_bytes()), "interrupted": True})
+        raise
     vectors = {node: agent.learner.vector.detach().cpu().numpy() for node, agent in enumerate(run.agents)}
-    ends = {
-        node: {
-            "digest": result.digest.hex(),
-            "personalised": None
-            if result.personalised is None
-            else {
-                "loss": result.personalised.loss,
-                "accuracy": result.personalised.accuracy,
-                **result.personalised.metrics,
-            },
-            "dropped": result.dropped,
-        }
-        for node, result in enumerate(run.results)
-    }
-    return _finish(plan, records, keeper, vectors, ends, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    ends = {node: told_at_the_end(result) for node, result in enumerate(run.results)}
+    return _finish(plan, records, keeper, vectors, ends, _peak_rss_bytes())
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, Any]:
@@ -111,7 +109,7 @@ def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str
         make_transport = partial(mqtt_transport, plan, broker.options)
         if plan.spec.broker.host is not None:
             asyncio.run(check_connection(make_transport(0)))
-        prepare(plan, records)
+        prepare(plan)
 
         async def run() -> Supervisor:
             supervisor = Supervisor(plan, make_transport, keeper.row, keeper.event)
@@ -130,9 +128,8 @@ def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str
     keeper.lost = {child.node for child in supervisor.children if child.node not in ends}
     if not ends and not supervisor.interrupted:
         _raise_common_failure(supervisor.children)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peaks = [end["peak_rss_bytes"] for end in ends.values()]
-    summary = _finish(plan, records, keeper, vectors, ends, own + sum(peaks))
+    summary = _finish(plan, records, keeper, vectors, ends, _peak_rss_bytes() + sum(peaks))
     if supervisor.interrupted:
         records.write_summary({**summary, "interrupted": True})
         raise KeyboardInterrupt
@@ -166,7 +163,7 @@ def _finish(
     ends: Mapping[int, Mapping[str, Any]],
     peak_rss_bytes: int,
 ) -> dict[str, Any]:
-    from gossipfl.topology.analysis import spectral_gap
+    from gossipfl.topology.spectra import spectral_gap
 
     spec = plan.spec
     honest = [node for node in range(spec.nodes) if node not in plan.byzantine]
@@ -224,4 +221,5 @@ def _consensus_distance(vectors: list[np.ndarray]) -> float | None:
 def _keep_vectors(records: RunRecords, vectors: Mapping[int, np.ndarray]) -> None:
     import numpy as np
 
-    np.savez(records.out / "vectors.npz", **{str(node): vector for node, vector in vectors.items()})
+    arrays: dict[str, Any] = {str(node): vector for node, vector in vectors.items()}
+    np.savez(records.out / "vectors.npz", **arrays)

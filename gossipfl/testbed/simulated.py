@@ -38,8 +38,8 @@ def run_simulation(spec: RunSpec, records: RunRecords, progress: Progress) -> di
     if spec.faults is not None:
         raise ConfigError("faults: the simulator has no wire; use testbed run --transport memory")
     plan = Plan(spec)
-    plan.check()
     records.write_topology(plan.topology)
+    plan.check()
     simulation = Simulation(plan, make_simulator(plan), records, progress)
     try:
         simulation.run()

@@ -165,5 +165,5 @@ class Supervisor:
 
 def _leave_loop() -> None:
     """Forget, in a forked child, the event loop that its parent runs."""
-    asyncio._set_running_loop(None)  # type: ignore[attr-defined]
+    asyncio._set_running_loop(None)
     asyncio.set_event_loop(None)

@@ -37,7 +37,11 @@ class LinkEvent:
 
 @dataclass(slots=True)
 class TransportCounters:
-    """Totals since the start, read by metrics."""
+    """Totals since the start, read by metrics.
+
+    A frame for several recipients counts once for each time that it goes to the wire: once where a broker spreads
+    it, once for each recipient elsewhere.
+    """
 
     frames_sent: int = 0
     frames_received: int = 0
@@ -80,7 +84,7 @@ class Transport(ABC):
     """An unreliable, unordered carrier of frames of at most ``MAX_FRAME_BYTES`` from ``me`` to its ``peers``.
 
     Life: construct, ``await start()`` (raises TransportUnavailable in one clear line when the network cannot
-    be reached at the first try), use, ``await close()`` (idempotent). A link that breaks later is retried for
+    be reached), use, ``await close()`` (idempotent). A link that breaks later is retried for
     ever with jittered exponential back-off, and reported by ``events``. All methods run on one event loop.
     """
 
@@ -98,14 +102,15 @@ class Transport(ABC):
 
         Returns False when the frame was certainly not sent (link down); True promises nothing about arrival.
         Safe to call from several tasks at once. Raises ValueError for a frame over the limit or an unknown
-        recipient, and TransportClosed after ``close``.
+        recipient, and TransportClosed after ``close``. The caller may change its buffer once ``send`` has returned.
         """
 
     @abstractmethod
     async def receive(self) -> Received:
         """Return the next frame; raises TransportClosed after ``close``.
 
-        At most a stated number of frames wait inside the transport; more are dropped and counted.
+        At most a stated number of frames wait inside the transport; more are dropped and counted, or hold back
+        their senders.
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiomqtt
 import pytest
-from mosquitto import free_port, make_certificates, password_lines, running_mosquitto
+from mosquitto import free_port, make_certificates, mosquitto_program, password_lines, running_mosquitto
 
 from gossipfl.errors import ConfigError, TransportClosed, TransportUnavailable
 from gossipfl.transports import mqtt_packets
@@ -269,3 +269,12 @@ def test_an_id_that_is_no_topic_level_is_refused(peer: str) -> None:
 
 def test_a_password_is_not_shown() -> None:
     assert "secret" not in repr(MqttOptions(username="ann", password="secret"))
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_a_missing_mosquitto_skips_a_test_but_fails_it_in_ci(
+    monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no-such-broker is not installed"):
+        mosquitto_program("no-such-broker")
