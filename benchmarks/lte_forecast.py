@@ -162,19 +162,20 @@ class BestKept:
             self.evaluate()
         return self
 
-    def start_from(self, vector: Tensor) -> BestKept:
-        """Set the model to ``vector`` and return itself."""
-        self.vector.copy_(vector)
+    def start_from(self, other: BestKept) -> BestKept:
+        """Go on from the best checkpoint of ``other``, whose steps count, and return itself."""
+        self.vector.copy_(other.best)
+        self._steps = other.best_steps
         return self
 
     def measure(self) -> Evaluation:
         """Measure the best checkpoint on the test part."""
-        return self.start_from(self.best)._learner.evaluate()
+        return self.start_from(self)._learner.evaluate()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one way did at one node; ``steps`` is where its checkpoint was made, None where that has no meaning."""
+    """How one way did at one node; ``steps`` is how many led to its checkpoint, None where that has no meaning."""
 
     way: str
     seed: int
@@ -211,10 +212,8 @@ class Results:
 
     def average_against_alone(self, way: str) -> list[float]:
         """Return ``against_alone`` averaged over sites, seed by seed."""
-        return [
-            statistics.fmean(sites)
-            for sites in zip(*(self.against_alone(way, s) for s in self.names("site")), strict=True)
-        ]
+        sites = [self.against_alone(way, site) for site in self.names("site")]
+        return [statistics.fmean(seed) for seed in zip(*sites, strict=True)]
 
 
 def run(study: Study, seeds: Sequence[int], say: Console) -> Results:
@@ -231,10 +230,10 @@ def run(study: Study, seeds: Sequence[int], say: Console) -> Results:
     return results
 
 
-def _outcomes(plan: StudyPlan, way: str, kept: Iterable[BestKept], steps_before: int = 0) -> Iterator[Outcome]:
+def _outcomes(plan: StudyPlan, way: str, kept: Iterable[BestKept]) -> Iterator[Outcome]:
     for node, (shard, learner) in enumerate(zip(plan.shards, kept, strict=True)):
-        steps, metrics = steps_before + learner.best_steps, dict(learner.measure().metrics)
-        yield Outcome(way, plan.spec.seed, shard.info["site"], node, steps, metrics)
+        metrics = dict(learner.measure().metrics)
+        yield Outcome(way, plan.spec.seed, shard.info["site"], node, learner.best_steps, metrics)
 
 
 def _persistence(plan: StudyPlan) -> Iterator[Outcome]:
@@ -246,13 +245,13 @@ def _persistence(plan: StudyPlan) -> Iterator[Outcome]:
 
 def _fine_tuned(study: Study, plan: StudyPlan, node: int, start: BestKept) -> BestKept:
     learner = plan.on(plan.shards[node], node, "fine", lr_factor=study.fine)
-    return learner.start_from(start.best).descend(study.steps - study.first_steps, study.every)
+    return learner.start_from(start).descend(study.steps - study.first_steps, study.every)
 
 
 def _alone(study: Study, plan: StudyPlan) -> Iterator[Outcome]:
     first = [plan.learner(node).descend(study.first_steps, study.every) for node in range(study.nodes)]
     both = [_fine_tuned(study, plan, node, start) for node, start in enumerate(first)]
-    yield from _outcomes(plan, ALONE, both, study.first_steps)
+    yield from _outcomes(plan, ALONE, both)
     for node, halves in enumerate(zip(first, both, strict=True)):
         tests = [half.hindsight.metrics for half in halves if half.hindsight is not None]
         metrics = dict(min(tests, key=lambda test: test["nrmse"]))
@@ -264,10 +263,10 @@ def _pooled(study: Study, plan: StudyPlan) -> Iterator[Outcome]:
     shard = plan.lte.shards(1, Partition("iid"), 0)[0]
     every = study.every * study.nodes
     first = plan.on(shard, "pooled").descend(study.first_steps * study.nodes, every)
-    both = plan.on(shard, "pooled", "fine", lr_factor=study.fine).start_from(first.best)
+    both = plan.on(shard, "pooled", "fine", lr_factor=study.fine).start_from(first)
     both.descend((study.steps - study.first_steps) * study.nodes, every)
     for whole in plan.lte.shards(sites, Partition("files"), 0):
-        metrics = dict(plan.on(whole, "unused").start_from(both.best).evaluate().metrics)
+        metrics = dict(plan.on(whole, "unused").start_from(both).evaluate().metrics)
         yield Outcome("pooled", plan.spec.seed, whole.info["site"], None, both.best_steps, metrics)
 
 
@@ -283,7 +282,7 @@ def _gossip(study: Study, seed: int, rule: str, verdicts: Counter[str]) -> Itera
             yield from _outcomes(plan, f"gossip, {rule}", kept)
         if steps == study.first_steps:
             tuned = [_fine_tuned(study, plan, node, start) for node, start in enumerate(kept)]
-            yield from _outcomes(plan, f"personalised, {rule}", tuned, study.first_steps)
+            yield from _outcomes(plan, f"personalised, {rule}", tuned)
 
 
 def overview(results: Results) -> Table:
@@ -329,11 +328,15 @@ def per_channel(results: Results, kind: str) -> Table:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.4f} ± {statistics.pstdev(values):.4f}"
+    return f"{statistics.fmean(values):.4f} ± {_deviation(values):.4f}"
 
 
 def _percent(values: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(values):+.1f} ± {100 * statistics.pstdev(values):.1f} %"
+    return f"{100 * statistics.fmean(values):+.1f} ± {100 * _deviation(values):.1f} %"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def save(results: Results, folder: Path) -> None:

@@ -382,10 +382,15 @@ def load_spec(path: Path | None, flags: Mapping[str, Any], sets: Sequence[str] =
     for key, value in flags.items():
         if value is not None:
             settings.add_option(key, value, f"--{key.replace('_', '-')}")
-    for pair in sets:
+    # A section's name comes before its options, whatever their order: a new name drops the old one's options.
+    for pair in sorted(sets, key=lambda pair: not _names_a_section(pair)):
         settings.add_pair(pair)
     _count_nodes(settings)
     return settings.validate(RunSpec)
+
+
+def _names_a_section(pair: str) -> bool:
+    return pair.partition("=")[0].strip().removesuffix(".name") in SECTIONS
 
 
 def _count_nodes(settings: Settings) -> None:

@@ -103,6 +103,7 @@ class Lab:
         self._codec = codec
         self._layouts = layouts or {}
         self._incarnations = [0] * nodes
+        self._forged = 500
         self.wire: list[Letter] = []
         self.reports: list[list[Report]] = [[] for _ in range(nodes)]
         self.models = [self.initial.clone() for _ in range(nodes)]
@@ -216,17 +217,18 @@ class Lab:
         kind: int,
         body: Body | bytes,
         *,
-        sequence: int = 1_000_000,
+        sequence: int | None = None,
         incarnation: int | None = None,
         recipient: int | None = None,
     ) -> bytes:
-        """Return the frame of any body (also raw bytes) that ``sender`` could sign."""
+        """Return the frame of any body (also raw bytes) that ``sender`` could sign, numbered from 501 on by default."""
+        self._forged += 1
         return forge(
             self.identities[sender],
             kind,
             body,
             federation=self.membership.federation_id,
-            sequence=sequence,
+            sequence=self._forged if sequence is None else sequence,
             incarnation=self._incarnations[sender] if incarnation is None else incarnation,
             recipient=b"" if recipient is None else self.identities[recipient].public_key,
         )

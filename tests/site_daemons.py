@@ -1,9 +1,13 @@
-"""Site daemons for tests: folders with keys and files, real processes, and waiting for what they say."""
+"""Site daemons for tests: folders with keys and files, real processes, and waiting for what they say.
+
+A daemon's imports take seconds of CPU time, so most are forked from one process that has made them already.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,10 +22,60 @@ from gossipfl.identity import Identity
 from gossipfl_node.status_socket import NotRunningError, ask
 
 PATIENCE_S = 45.0
-"""A daemon's imports take seconds, more on a busy machine; nothing below waits longer than it must."""
+"""For a busy machine; nothing below waits longer than it must."""
 POLL_S = 0.05
 
 COMMAND = (sys.executable, "-c", "from gossipfl_node.cli import main; main()")
+
+NURSERY = multiprocessing.get_context("forkserver")
+NURSERY.set_forkserver_preload(
+    [
+        "gossipfl.codec",
+        "gossipfl.robust.registry",
+        "gossipfl.tasks.digits",
+        "gossipfl.tasks.torch_learner",
+        "gossipfl.transports.mqtt",
+        "gossipfl_node.cli",
+        "gossipfl_node.config",
+        "gossipfl_node.daemon",
+    ]
+)
+
+
+class Forked:
+    """A process that runs the command after a fork, with the methods of Popen that the tests use."""
+
+    def __init__(self, arguments: list[str], log: Path) -> None:
+        self._process = NURSERY.Process(target=_command, args=(arguments, log))
+        self._process.start()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "the process does not end"
+        return self._process.exitcode
+
+
+def _command(arguments: list[str], log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.argv = ["gossipfl-node", *arguments]
+
+    from gossipfl_node.cli import main
+
+    main()
+
 
 COMMON = """
 rule = "mean"
@@ -55,7 +109,7 @@ class Daemon:
     name: str
     folder: Path
     identity: Identity
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def file(self) -> Path:
@@ -65,15 +119,21 @@ class Daemon:
     def state(self) -> Path:
         return self.folder / "state"
 
-    def start(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    def start(self, *, forked: bool = True) -> None:
+        """Start the daemon, forked from the nursery or by its command line."""
+        arguments = ["run", str(self.file), "--log-level", "debug"]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, "run", str(self.file), "--log-level", "debug"], stderr=log, stdout=log, env=environment
-            )
+            if not forked:
+                self.process = subprocess.Popen([*COMMAND, *arguments], stderr=log, stdout=log)
+                return
+        self.process = Forked(arguments, self.folder / "log")
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
+
+    def log_end(self) -> str:
+        """Return the last lines of the log, for the message of a failure."""
+        return "\n".join(self.log().splitlines()[-30:])
 
     def kill(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -97,13 +157,13 @@ class Daemon:
         deadline = time.monotonic() + PATIENCE_S
         last: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            assert self.process is None or self.process.poll() is None, self.log()
+            assert self.process is None or self.process.poll() is None, self.log_end()
             with contextlib.suppress(NotRunningError):
                 last = self.status()
                 if condition(last):
                     return last
             time.sleep(POLL_S)
-        raise AssertionError(f"{self.name}: {json.dumps(last, indent=1)}\n{self.log()}")
+        raise AssertionError(f"{self.name}: {json.dumps(last, indent=1)}\n{self.log_end()}")
 
     def until_neighbour(self, other: Daemon, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         def holds(status: dict[str, Any]) -> bool:

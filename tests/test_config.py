@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossipfl.config import RunSpec, load_spec
-from gossipfl.errors import ConfigError
+from gossipfl.errors import ConfigError, TopologyError
 from gossipfl.settings import Settings, choose, parse_value, suggest
 
 
@@ -52,6 +52,40 @@ def test_sets_win_over_options_and_options_over_the_file(spec_file: Path) -> Non
 def test_a_bare_name_is_short_for_a_table(spec_file: Path, text: str) -> None:
     spec_file.write_text(text)
     assert load_spec(spec_file, {}).rule == load_spec(None, {"rule": "mean"}).rule
+
+
+def test_options_stay_whatever_the_order_of_the_pairs() -> None:
+    spec = load_spec(None, {}, ["partition.alpha=0.1", "partition.name=dirichlet", "rule.gamma=0.3", "rule=balance"])
+    assert (spec.partition.name, spec.partition.alpha) == ("dirichlet", 0.1)
+    assert spec.rule.options == {"gamma": 0.3}
+
+
+def test_a_graph_file_brings_its_number_of_nodes(spec_file: Path) -> None:
+    assert load_spec(None, {"topology": "abilene"}).nodes == 11
+    graph = spec_file.with_suffix(".edges")
+    graph.write_text("0 1\n1 2\n3 4\n")
+    spec_file.write_text(f'[topology]\nname = "{graph}"\nlargest = true\n')
+    spec = load_spec(spec_file, {"byzantine": 2, "attack": "gaussian"})
+    assert (spec.nodes, spec.as_dict()["nodes"]) == (3, 3)
+    assert "must be less than nodes (3)" in mistake(spec_file, {"byzantine": 3, "attack": "gaussian"})
+    assert load_spec(spec_file, {"nodes": 3}).nodes == 3
+    with pytest.raises(TopologyError, match="falls into 2 parts"):
+        load_spec(None, {"topology": str(graph)})
+    # What names no topology is told where everything else is.
+    assert mistake(None, {}, "topology=3").startswith("--set topology=3: topology")
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["broker.password=x"], "broker.password needs a user"),
+        (["broker.tls.ca=x"], "broker.tls needs a broker that speaks it"),
+        (["broker.kind=mosquitto", "broker.username=x"], "broker.username is for a broker with users"),
+        (["broker.host=h", "broker.tls.key=x"], "broker.tls.key needs its certificate"),
+    ],
+)
+def test_broker_settings_that_lead_nowhere_are_refused(sets: list[str], told: str) -> None:
+    assert told in mistake(None, {}, *sets)
 
 
 def test_other_keys_of_a_named_section_are_its_options(spec_file: Path) -> None:

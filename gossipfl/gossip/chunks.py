@@ -16,7 +16,8 @@ CREDIT_CHUNKS = 6
 """Chunks in flight per neighbour: about 6 MiB, what keeps a broker's memory flat."""
 STALL_S = 2.0
 """After this long without a chunk, or ``STALL_GAPS`` times the last gap, the missing ones are asked for again."""
-STALL_GAPS = 4
+STALL_GAPS = 2 * CREDIT_CHUNKS
+"""More than what may be queued on a slow link, so that repeats on their way do not bring about further ones."""
 STALL_MAX_S = 30.0
 PATIENCE_DECAY = 0.7
 MAX_STALLS = 3
@@ -43,6 +44,7 @@ class Assembly:
     missing: set[int]
     granted: set[int]
     progress_at: float
+    began: bool = False
     stalls: int = 0
     patience_s: float = STALL_S
 

@@ -87,6 +87,11 @@ class Channel:
     mutes: int = 0
     muted_until: float = float("-inf")
 
+    @property
+    def fetched(self) -> Assembly | None:
+        """The one large body whose chunks are asked for now; the others wait, lest they slow each other down."""
+        return next(iter(self.assemblies.values()), None)
+
 
 class Post:
     """Seals and opens messages for one node.
@@ -166,6 +171,8 @@ class Post:
             return self._drop("replay")
         if not channel.verifier.verify(envelope.signed, envelope.signature):
             return self._drop("signature")
+        if header.incarnation > channel.window.incarnation:
+            channel.assemblies.clear()  # the peer has restarted: nobody serves those any more
         limit = self._max_body_bytes if envelope.kind in (Kind.DELTA, Kind.KEYFRAME) else SMALL_BODY_BYTES
         if header.body_bytes > limit:
             channel.window.mark(header.incarnation, header.sequence)
@@ -178,10 +185,12 @@ class Post:
         return self._decode(peer, channel, envelope.kind, header, envelope.body, now)
 
     def _announce(self, peer: PeerId, channel: Channel, envelope: Envelope, now: float) -> list[Effect]:
-        """Begin to fetch a body, unless enough are under way: those are finished first, or none ever would be."""
+        """Line up a body to be fetched, unless enough are: those are finished first, or none ever would be."""
         header = envelope.header
-        for key in [key for key in channel.assemblies if key[0] < header.incarnation]:
-            del channel.assemblies[key]
+        if any(assembly.header.digests == header.digests for assembly in channel.assemblies.values()):
+            channel.window.mark(header.incarnation, header.sequence)
+            self.dropped["assembly-twin"] += 1
+            return []
         under_way = sum(assembly.header.body_bytes for assembly in channel.assemblies.values())
         if under_way + header.body_bytes > max(2 * self._max_body_bytes, ASSEMBLY_BYTES_MIN):
             self.dropped["assembly-busy"] += 1
@@ -189,15 +198,20 @@ class Post:
         channel.window.mark(header.incarnation, header.sequence)
         assembly = Assembly.begin(header, envelope.kind, now)
         channel.assemblies[header.incarnation, header.sequence] = assembly
-        return self._ask(peer, assembly)
+        return self._ask(peer, channel, now)
 
     def fetching(self, peer: PeerId) -> bool:
         """Tell whether a large body of this peer is under way."""
         return bool(self.channels[peer].assemblies)
 
-    def _ask(self, peer: PeerId, assembly: Assembly) -> list[Effect]:
-        """Grant credit for the next chunks: one message for each run of them."""
-        header, effects = assembly.header, list[Effect]()
+    def _ask(self, peer: PeerId, channel: Channel, now: float) -> list[Effect]:
+        """Grant credit for the next chunks of the first body in line: one message for each run of them."""
+        assembly, effects = channel.fetched, list[Effect]()
+        if assembly is None:
+            return []
+        if not assembly.began:
+            assembly.began, assembly.progress_at = True, now
+        header = assembly.header
         while (grant := assembly.next_grant()) is not None:
             effects += self.send(Kind.GRANT, Grant(header.incarnation, header.sequence, *grant), (peer,))
         return effects
@@ -210,11 +224,10 @@ class Post:
         if assembly is None or not assembly.place(chunk, now):
             return self._drop("chunk")
         if not assembly.complete:
-            return [], self._ask(peer, assembly)
+            return [], self._ask(peer, channel, now)
         del channel.assemblies[key]
-        if chunk.incarnation < channel.window.incarnation:
-            return self._drop("replay")
-        return self._decode(peer, channel, assembly.kind, assembly.header, assembly.body, now)
+        opened, effects = self._decode(peer, channel, assembly.kind, assembly.header, assembly.body, now)
+        return opened, effects + self._ask(peer, channel, now)
 
     def _decode(
         self, peer: PeerId, channel: Channel, kind: int, header: Header, body: Buffer, now: float
@@ -238,23 +251,20 @@ class Post:
         """Ask again for chunks that did not come; give up what has stalled too often."""
         effects: list[Effect] = []
         for peer, channel in self.channels.items():
-            for key, assembly in list(channel.assemblies.items()):
-                if not assembly.stalled(now):
-                    continue
-                if assembly.stalls > MAX_STALLS:
-                    del channel.assemblies[key]
-                    self.dropped["assembly-stalled"] += 1
-                    effects.append(Report("body_abandoned", peer, {"missing_chunks": len(assembly.missing)}))
-                else:
-                    effects += self._ask(peer, assembly)
+            assembly = channel.fetched
+            if assembly is None or not assembly.stalled(now):
+                continue
+            if assembly.stalls > MAX_STALLS:
+                del channel.assemblies[assembly.header.incarnation, assembly.header.sequence]
+                self.dropped["assembly-stalled"] += 1
+                effects.append(Report("body_abandoned", peer, {"missing_chunks": len(assembly.missing)}))
+            effects += self._ask(peer, channel, now)
         return effects
 
     def next_wakeup(self) -> float:
         """Return when ``tick`` is due next (inf: never)."""
-        return min(
-            (a.stalls_at for channel in self.channels.values() for a in channel.assemblies.values()),
-            default=float("inf"),
-        )
+        fetched = (channel.fetched for channel in self.channels.values() if channel.assemblies)
+        return min((assembly.stalls_at for assembly in fetched if assembly is not None), default=float("inf"))
 
     def offend(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
         """Count an authenticated offence; repeated ones mute the peer for a time that doubles up to an hour."""

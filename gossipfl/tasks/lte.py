@@ -149,6 +149,8 @@ class LteTraffic:
         sites' test parts (one node: the model that a central server would train). Other partitions need
         labels: DataError.
         """
+        if partition.samples is not None:
+            raise DataError("partition samples draws single examples, and traces are spans of time; leave it out")
         match partition.name:
             case "auto" | "files":
                 return self._spans(nodes)

@@ -9,7 +9,6 @@ from typing import Any
 
 from gossipfl.records import as_json_line
 
-LEVELS = ("debug", "info", "warning", "error")
 OWN_LOGGERS = ("gossipfl", "gossipfl_node")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ def study() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("lte_forecast", PROGRAM)
     assert spec is not None
     assert spec.loader is not None
+    torch.set_num_threads(1)
     module = importlib.util.module_from_spec(spec)
     sys.modules["lte_forecast"] = module
     spec.loader.exec_module(module)
@@ -54,7 +55,7 @@ def write_trace(path: Path, rows: int, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def small(study: ModuleType, folder: Path, **changes: object) -> object:
+def small(study: ModuleType, folder: Path, **changes: object) -> Any:
     options = {"data": str(folder), "nodes": 2, "rules": ("mean",), "steps": 40, "every": 10, "lr": 3e-3, **changes}
     return study.Study(**options)
 
@@ -83,13 +84,22 @@ def test_the_checkpoint_is_chosen_by_validation_and_never_by_test(study: ModuleT
 
 
 def test_a_fine_tuning_that_never_helps_keeps_its_start(study: ModuleType) -> None:
-    kept = study.BestKept(Script([1.0, 0.0, 0.0]), Script([1.0, 2.0, float("nan")])).descend(20, 10)
-    assert (kept.best.tolist(), kept.best_steps) == ([0.0, 0.0], 0)
+    first = study.BestKept(Script([3.0, 2.0, 1.0]), Script([3.0, 2.0, 5.0])).descend(20, 10)
+    kept = study.BestKept(Script([9.0, 1.0, 0.0, 0.0]), Script([9.0, 1.0, 2.0, float("nan")]))
+    kept.start_from(first).descend(20, 10)
+    assert (kept.best.tolist(), kept.best_steps, kept.best_loss) == ([1.0, 1.0], 10, 1.0)
+    assert kept.start_from(kept).vector.tolist() == [1.0, 1.0]
+
+
+def test_fine_tuning_counts_the_steps_that_led_to_its_start(study: ModuleType) -> None:
+    first = study.BestKept(Script([3.0, 2.0]), Script([3.0, 2.0])).descend(10, 10)
+    kept = study.BestKept(Script([9.0, 1.0, 0.0]), Script([9.0, 1.0, 0.5])).start_from(first).descend(5, 10)
+    assert (kept.best.tolist(), kept.best_steps) == ([2.0, 2.0], 15)
 
 
 def test_every_way_is_measured_at_every_site(study: ModuleType, folder: Path) -> None:
     results = study.run(small(study, folder), [0, 1], Console(quiet=True))
-    assert results.ways == [
+    assert results.names("way") == [
         "persistence",
         "alone",
         "alone in hindsight",
@@ -97,9 +107,9 @@ def test_every_way_is_measured_at_every_site(study: ModuleType, folder: Path) ->
         "gossip, mean",
         "personalised, mean",
     ]
-    assert results.sites == ["A", "B"]
-    for way in results.ways:
-        for site in results.sites:
+    assert results.names("site") == ["A", "B"]
+    for way in results.names("way"):
+        for site in results.names("site"):
             assert len(results.by_seed(way, site)) == 2
             assert np.isfinite(results.by_seed(way, site)).all()
     assert min(results.by_seed("alone", "A")) < results.by_seed("persistence", "A")[0]
@@ -107,7 +117,7 @@ def test_every_way_is_measured_at_every_site(study: ModuleType, folder: Path) ->
     assert all(best <= chosen for best, chosen in pairs)
     assert results.against_alone("alone", "A") == [0.0, 0.0]
     # both seeds, two runs of 4 and 2 rounds, two nodes with one neighbour each
-    assert (results.verdicts["mean"].accepted, results.verdicts["mean"].rejected) == (24, 0)
+    assert results.verdicts["mean"] == {"accepted": 24, "rejected": 0}
 
 
 def test_the_same_seed_gives_the_same_figures(study: ModuleType, folder: Path) -> None:
@@ -148,23 +158,27 @@ def test_differences_to_alone_are_paired_by_seed(study: ModuleType) -> None:
     assert results.average_against_alone("gossip, mean") == pytest.approx([-0.1, -0.1])
 
 
-def test_the_command_prints_tables_and_writes_files(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(PROGRAM), "--data", str(folder), "--nodes", "2", "--seeds", "1", "--steps", "20"]
-    command += ["--every", "10", "--rule", "balance", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "personalised" in done.stdout
-    assert "all honest" in done.stdout
+def test_the_command_prints_tables_and_writes_files(
+    study: ModuleType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(folder), "--nodes", "2", "--seeds", "1", "--steps", "20", "--every", "10"]
+    study.main([*words, "--rule", "balance", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "personalised" in printed
+    assert "balance: 6 neighbours accepted, 0 rejected" in printed.replace("\n", " ")
     report = json.loads((tmp_path / "out" / "lte-2.json").read_text())
     assert report["study"]["steps"] == 20
+    assert report["verdicts"] == {"balance": {"accepted": 6, "rejected": 0}}
     with (tmp_path / "out" / "lte-2.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == len(report["outcomes"]) == 6 * 2
     assert {f"mae_{channel}" for channel in CHANNELS} <= set(rows[0])
 
 
-def test_a_missing_folder_is_told_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROGRAM), "--data", str(tmp_path / "absent")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "is no folder" in done.stderr
+def test_a_mistake_is_told_in_one_line(study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        study.main(["--data", str(tmp_path / "absent")])
+    assert left.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "is no folder" in message

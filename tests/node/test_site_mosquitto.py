@@ -39,4 +39,4 @@ def test_sites_gossip_through_mosquitto_with_tls_password_and_acl(tmp_path: Path
             for daemon in daemons:
                 daemon.kill(signal.SIGTERM)
             for daemon in daemons:
-                assert daemon.ended() == 0, daemon.log()
+                assert daemon.ended() == 0, daemon.log_end()

@@ -10,7 +10,7 @@ import torch
 
 from gossipfl.errors import ConfigError, DataError
 from gossipfl.tasks.base import Partition, TrainOptions
-from gossipfl.tasks.lte import score
+from gossipfl.tasks.lte import LteTraffic, score
 from gossipfl.tasks.registry import load_task
 from gossipfl.tasks.traces import CHANNELS, COLUMNS, read_trace
 from gossipfl.tasks.windows import LENGTH, Measured, Scaling
@@ -49,6 +49,12 @@ def folder(tmp_path: Path) -> Path:
     for seed, (name, rows) in enumerate((("A", 300), ("B", 200), ("C", 400))):
         write_trace(tmp_path / f"{name}.csv", table(rows, seed))
     return tmp_path
+
+
+def load_lte(path: Path, **options: object) -> LteTraffic:
+    task = load_task("lte-traffic", {"path": str(path), **options})
+    assert isinstance(task, LteTraffic)
+    return task
 
 
 def test_each_file_is_a_site_and_its_last_fifth_is_held_out(folder: Path) -> None:
@@ -100,6 +106,55 @@ def measured(values: np.ndarray, seconds: np.ndarray | None = None) -> Measured:
 
 def units() -> Scaling:
     return Scaling(np.zeros(5, bool), np.zeros(5), np.ones(5))
+
+
+@pytest.mark.parametrize("nodes", [3, 7])
+def test_the_last_rows_of_a_node_are_held_out_for_its_choices(folder: Path, nodes: int) -> None:
+    task = load_lte(folder)
+    apart = load_lte(folder, validation=0.25)
+    for whole, shard in zip(task.shards(nodes, Partition(), 0), apart.shards(nodes, Partition(), 0), strict=True):
+        held_out = apart.validation(shard)
+        start, stop = shard.info["rows"]
+        aside = round(0.25 * (stop - start))
+        assert (len(shard.inputs), len(held_out.test_inputs)) == (stop - start - aside - LENGTH, aside)
+        # The scaling and the test part do not depend on it, and together the parts are what there was.
+        assert np.array_equal(np.concatenate([shard.targets, held_out.test_targets]), whole.targets)
+        assert np.array_equal(np.concatenate([shard.inputs, held_out.test_inputs]), whole.inputs)
+        assert np.array_equal(shard.test_inputs, whole.test_inputs)
+        assert held_out.inputs is shard.inputs
+        assert len(held_out.info["scaling"].offset) == aside
+
+
+def test_pooled_shards_are_validated_on_all_sites(folder: Path) -> None:
+    task = load_lte(folder, validation=0.2)
+    alone = [task.validation(shard) for shard in task.shards(3, Partition(), 0)]
+    for shard in task.shards(2, Partition("iid"), 5):
+        held_out = task.validation(shard)
+        assert np.array_equal(held_out.test_targets, np.concatenate([part.test_targets for part in alone]))
+        assert held_out.inputs is shard.inputs
+        assert held_out.info["site"] == "A+B+C"
+
+
+def test_a_learner_is_measured_on_the_validation_part(folder: Path) -> None:
+    task = load_lte(folder, validation=0.2)
+    shard = task.shards(3, Partition(), 0)[0]
+    losses = {
+        task.learner(part, TrainOptions(), model_seed=0, order_seed=0).evaluate().loss
+        for part in (shard, task.validation(shard))
+    }
+    assert len(losses) == 2
+    assert all(np.isfinite(loss) for loss in losses)
+
+
+def test_impossible_validation_shares_are_refused(folder: Path) -> None:
+    for share in (1.0, -0.1, "a fifth", True):
+        with pytest.raises(ConfigError, match="validation = "):
+            load_lte(folder, validation=share)
+    with pytest.raises(DataError, match=r"A\.csv gives 2 complete validation windows"):
+        load_lte(folder, validation=0.01).shards(3, Partition(), 0)
+    task = load_lte(folder)
+    with pytest.raises(ConfigError, match=r"set validation, e\.g\. validation = 0\.2"):
+        task.validation(task.shards(3, Partition(), 0)[0])
 
 
 def test_short_blanks_are_filled_forward_and_their_targets_left_out() -> None:

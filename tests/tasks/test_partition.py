@@ -121,3 +121,17 @@ def test_split_dispatches_by_name(name: str) -> None:
         "shards": p.shards,
     }[name]
     assert all(np.array_equal(a, b) for a, b in zip(chosen, deal(data, 10, rng(4)), strict=True))
+
+
+def test_samples_are_drawn_with_replacement_for_more_nodes_than_examples() -> None:
+    shares = p.split(labels(50), 200, Partition("iid", samples=20), rng(4))
+    assert [len(share) for share in shares] == [20] * 200
+    assert all(share.min() >= 0 and share.max() < 50 for share in shares)
+    assert len(np.unique(np.concatenate(shares))) == 50
+    assert any(len(np.unique(share)) < 20 for share in shares)
+    again = p.split(labels(50), 200, Partition("auto", samples=20), rng(4))
+    assert all(np.array_equal(one, other) for one, other in zip(shares, again, strict=True))
+    with pytest.raises(DataError, match="deals each example once"):
+        p.split(labels(50), 5, Partition("dirichlet", samples=20), rng())
+    with pytest.raises(DataError, match="use at least 1"):
+        p.split(labels(50), 5, Partition(samples=0), rng())

@@ -1,0 +1,107 @@
+"""Things that happen to processes, done to real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from command_line import Command, gone, started, until
+from mosquitto import mosquitto_program
+
+pytestmark = pytest.mark.processes
+
+RING = ("--nodes", "5", "--topology", "ring", "--set", "task.model=softmax", "--set", "train.local_steps=2")
+QUICK_TO_NOTICE = ("--set", "gossip.heartbeat_s=0.3", "--set", "gossip.liveness_s=2.0")
+WITHOUT_END = ("--rounds", "1000000", "--set", "evaluate_every=100")
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_others_go_on_when_a_node_is_killed(tmp_path: Path, mode: str) -> None:
+    with started(tmp_path / "out", *RING, *QUICK_TO_NOTICE, "--mode", mode, "--rounds", "200") as command:
+        command.await_first_round()
+        os.kill(command.node("node-3"), signal.SIGKILL)
+        code, printed, _ = command.finish()
+    assert code == 0
+    assert "1 died" in printed
+    assert [(event["node"], event["signal"]) for event in command.events("died")] == [("node-3", "SIGKILL")]
+    summary = command.run().summary
+    assert [fault["event"] for fault in summary["faults"] if fault["node"] == "node-3"] == ["died"]
+    assert summary["rounds_done"] == 200
+    for of_nodes in (summary["vector_digest"], summary["accuracy"]["per_node"]):
+        assert sorted(of_nodes) == ["0", "1", "2", "4"]
+
+
+def _all_gone(command: Command) -> bool:
+    return not command.children and gone(command.process.pid)
+
+
+def test_an_interrupt_saves_the_run(tmp_path: Path) -> None:
+    with started(tmp_path / "out", *RING, *WITHOUT_END) as command:
+        command.await_first_round()
+        command.interrupt()
+        code, printed, _ = command.finish()
+        assert _all_gone(command)
+    assert code == 130
+    assert "interrupted" in printed
+    run = command.run()
+    assert run.summary["interrupted"]
+    assert run.summary["rounds_done"] >= 1
+    assert sorted(run.summary["vector_digest"]) == ["0", "1", "2", "3", "4"]
+    assert run.summary["faults"] == []
+    assert set(run.rounds["node"].to_pylist()) == set(range(5))
+
+
+def test_a_second_interrupt_kills(tmp_path: Path) -> None:
+    with started(tmp_path / "out", *RING, *WITHOUT_END) as command:
+        command.await_first_round()
+        stuck = command.node("node-2")
+        os.kill(stuck, signal.SIGSTOP)  # it cannot hear the first one
+        command.interrupt()
+        others = {pid for pid, name in command.children.items() if name.startswith("node-")} - {stuck}
+        until(lambda: all(gone(pid) for pid in others), "the other nodes to leave")
+        assert not gone(stuck)
+        command.interrupt()
+        code, _, _ = command.finish()
+        assert _all_gone(command)
+    assert code == 130
+    assert [(event["node"], event["signal"]) for event in command.events("died")] == [("node-2", "SIGKILL")]
+    assert sorted(command.run().summary["vector_digest"]) == ["0", "1", "3", "4"]
+
+
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+def test_nothing_outlives_a_testbed_that_is_killed(tmp_path: Path, kind: str) -> None:
+    if kind == "mosquitto":
+        mosquitto_program()
+    # A test that kills the testbed keeps it from tidying up, so what it leaves is left in the test's own folder.
+    with started(
+        tmp_path / "out", *RING, *WITHOUT_END, "--set", f"broker.kind={kind}", TMPDIR=str(tmp_path)
+    ) as command:
+        command.await_first_round()
+        children = command.children
+        assert len(children) == 6
+        command.process.kill()
+        until(lambda: all(gone(pid) for pid in children), "all processes to end")
+
+
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+def test_a_broker_that_dies_is_started_again_and_no_node_is(tmp_path: Path, kind: str) -> None:
+    if kind == "mosquitto":
+        mosquitto_program()
+    with started(
+        tmp_path / "out", *RING, "--rounds", "200", "--set", f"broker.kind={kind}", "--mode", "sync"
+    ) as command:
+        command.await_first_round()
+        broker = command.broker
+        os.kill(broker, signal.SIGKILL)
+        until(lambda: gone(broker), "the broker to die")
+        code, printed, _ = command.finish()
+    assert code == 0
+    assert "1 broker_restarted" in printed
+    assert [event["exit_status"] for event in command.events("broker_restarted")] == [-signal.SIGKILL]
+    assert command.events("died") == []
+    assert {event["node"] for event in command.events("link-down")} == {f"node-{node}" for node in range(5)}
+    summary = command.run().summary
+    assert summary["rounds_done"] == 200
+    assert len(summary["vector_digest"]) == 5
