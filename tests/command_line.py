@@ -1,4 +1,4 @@
-"""The ``gossipfl`` command for tests: called in this process, or run as a person runs it, with its processes in view."""
+"""The ``gossipfl`` command for tests: called in this process, or run as a person runs it, with its processes."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_a_spec_survives_json() -> None:
     spec = load_spec(
         None,
         {"nodes": 12, "attack": "gaussian", "byzantine": 2, "transport": "memory"},
-        ["attack.strength=5", "faults.delay_s=[0.1, 0.5]", "rule.gamma=0.4", "broker.tls.ca=ca.pem"],
+        ["attack.strength=5", "faults.delay_s=[0.1, 0.5]", "rule.gamma=0.4", "broker.host=h", "broker.tls.ca=ca.pem"],
     )
     assert RunSpec.model_validate(json.loads(json.dumps(spec.as_dict()))) == spec
 

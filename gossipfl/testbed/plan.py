@@ -181,3 +181,7 @@ class Plan:
         make_rule(self.spec.rule.name, self.spec.rule.options)
         make_codec(self.spec.codec.name, self.spec.codec.options)
         _ = self.attack, self.topology, self.shards
+
+    def share(self) -> None:
+        """Make now what every node needs of all the others, before forks would each make it anew."""
+        _ = self.weights, self.byzantine, self.membership, self.node_of

@@ -68,9 +68,11 @@ def prepare(plan: Plan) -> None:
     _one_thread()
     keep_freed_pages()
     plan.check()
+    plan.share()
     learner = plan.learner(0)
     learner.train(1)  # what torch or a user's task loads at its first step, forks then share
     learner.evaluate()
+    plan.core(0, learner)
 
 
 def _one_thread() -> None:

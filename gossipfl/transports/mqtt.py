@@ -84,8 +84,16 @@ class MqttTransport(Transport):
         return await self._events.get()
 
     async def close(self) -> None:
-        """Disconnect from the broker and end all tasks."""
+        """Let the broker read what was sent, disconnect and end all tasks."""
+        session, self._session = self._session, None
         self._closed = True
+        try:
+            if session is not None:
+                await session.settle()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
         self._inbox.close()
         self._events.close()
         if self._started is not None and not self._started.done():

@@ -23,6 +23,7 @@ Deliver = Callable[[PeerId | None, bytes | bytearray], None]
 _SOCKET_BUFFER_BYTES = 1 << 20  # a whole frame goes to the kernel in one piece
 _CONCURRENT_PUBLISHES = 4
 _ABANDON_S = 1.0
+_SETTLE_S = 2.0
 _REFUSED = 0x80
 _LOGIN_REFUSALS = frozenset({132, 133, 134, 135})  # aiomqtt gives CONNACK codes 1, 2, 4 and 5 these MQTT 5 numbers
 
@@ -133,7 +134,7 @@ class MqttSession:
         try:
             await self._subscribe([*self._topics.sender_of, *probes])
             for topic in probes:
-                await self._probe(topic)
+                await self._probe(topic, self._options.timeout_s)
             await self._client.unsubscribe(self._topics.broadcast)
         except aiomqtt.MqttError as error:
             raise _unavailable(error, self._options) from None
@@ -148,10 +149,10 @@ class MqttSession:
                     "allow it to read that topic (ACL)"
                 )
 
-    async def _probe(self, topic: str) -> None:
+    async def _probe(self, topic: str, timeout_s: float) -> None:
         heard = self._probes[topic] = asyncio.Event()
         try:
-            async with asyncio.timeout(self._options.timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await self._client.publish(topic, b"", qos=self._options.qos, timeout=math.inf)
                 await heard.wait()
         except TimeoutError:
@@ -193,6 +194,15 @@ class MqttSession:
         except aiomqtt.MqttError:
             return sent
         return sent
+
+    async def settle(self) -> None:
+        """Wait, no longer than ``_SETTLE_S``, until the broker has read all that was sent.
+
+        A message to itself tells: it comes back behind everything before it. A connection that is closed while
+        something is on its way to this site is reset, and a broker may then drop what it has not read.
+        """
+        with contextlib.suppress(TransportUnavailable, aiomqtt.MqttError):
+            await self._probe(self._topics.own, _SETTLE_S)
 
     async def close(self) -> None:
         """Disconnect; waits for the broker no longer than ``timeout_s``."""

@@ -19,7 +19,7 @@ WITHOUT_END = ("--rounds", "1000000", "--set", "evaluate_every=100")
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_the_others_go_on_when_a_node_is_killed(tmp_path: Path, mode: str) -> None:
-    with started(tmp_path / "out", *RING, *QUICK_TO_NOTICE, "--mode", mode, "--rounds", "200") as command:
+    with started(tmp_path / "out", *RING, *QUICK_TO_NOTICE, "--mode", mode, "--rounds", "100") as command:
         command.await_first_round()
         os.kill(command.node("node-3"), signal.SIGKILL)
         code, printed, _ = command.finish()
@@ -28,7 +28,7 @@ def test_the_others_go_on_when_a_node_is_killed(tmp_path: Path, mode: str) -> No
     assert [(event["node"], event["signal"]) for event in command.events("died")] == [("node-3", "SIGKILL")]
     summary = command.run().summary
     assert [fault["event"] for fault in summary["faults"] if fault["node"] == "node-3"] == ["died"]
-    assert summary["rounds_done"] == 200
+    assert summary["rounds_done"] == 100
     for of_nodes in (summary["vector_digest"], summary["accuracy"]["per_node"]):
         assert sorted(of_nodes) == ["0", "1", "2", "4"]
 
@@ -53,8 +53,32 @@ def test_an_interrupt_saves_the_run(tmp_path: Path) -> None:
     assert set(run.rounds["node"].to_pylist()) == set(range(5))
 
 
-def test_a_second_interrupt_kills(tmp_path: Path) -> None:
+def test_an_interrupt_saves_a_run_in_virtual_time(tmp_path: Path) -> None:
+    with started(tmp_path / "out", *RING, *WITHOUT_END, "--transport", "memory") as command:
+        command.await_first_round()
+        command.interrupt()
+        code, printed, told = command.finish()
+    assert (code, "interrupted" in printed, "Traceback" in told) == (130, True, False)
+    run = command.run()
+    assert run.summary["interrupted"]
+    assert run.summary["rounds_done"] >= 1
+    assert run.summary["accuracy"] is None or run.summary["accuracy"]["mean"] > 0
+
+
+def test_a_run_whose_nodes_all_die_has_failed(tmp_path: Path) -> None:
     with started(tmp_path / "out", *RING, *WITHOUT_END) as command:
+        command.await_first_round()
+        for pid, name in command.children.items():
+            if name.startswith("node-"):
+                os.kill(pid, signal.SIGKILL)
+        code, _, told = command.finish()
+    assert code == 1
+    assert told.splitlines()[-1].startswith("gossipfl: error: all 5 nodes died")
+    assert len(command.events("died")) == 5
+
+
+def test_a_second_interrupt_kills(tmp_path: Path) -> None:
+    with started(tmp_path / "out", *RING, *WITHOUT_END, "--set", "gossip.drain_s=2") as command:
         command.await_first_round()
         stuck = command.node("node-2")
         os.kill(stuck, signal.SIGSTOP)  # it cannot hear the first one
@@ -90,7 +114,7 @@ def test_a_broker_that_dies_is_started_again_and_no_node_is(tmp_path: Path, kind
     if kind == "mosquitto":
         mosquitto_program()
     with started(
-        tmp_path / "out", *RING, "--rounds", "200", "--set", f"broker.kind={kind}", "--mode", "sync"
+        tmp_path / "out", *RING, "--rounds", "100", "--set", f"broker.kind={kind}", "--mode", "sync"
     ) as command:
         command.await_first_round()
         broker = command.broker
@@ -103,5 +127,5 @@ def test_a_broker_that_dies_is_started_again_and_no_node_is(tmp_path: Path, kind
     assert command.events("died") == []
     assert {event["node"] for event in command.events("link-down")} == {f"node-{node}" for node in range(5)}
     summary = command.run().summary
-    assert summary["rounds_done"] == 200
+    assert summary["rounds_done"] == 100
     assert len(summary["vector_digest"]) == 5

@@ -6,6 +6,8 @@ that the follower names. In the end, once the wire is sound again, everyone hold
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -95,6 +97,26 @@ class GossipMachine(RuleBasedStateMachine):
         for _ in range(len(self.lab.wire)):
             if letter := self.take(0):
                 self.lab.deliver(letter)
+
+    @rule(seed=picks, steps=st.integers(1, 12), pause_s=st.sampled_from([0.0, 0.2, 1.0]))
+    def storm(self, seed: int, steps: int, pause_s: float) -> None:
+        """Some time with a terrible wire: what is on it is shuffled, lost, repeated or late."""
+        draw = random.Random(seed)
+        for _ in range(steps):
+            letters, self.lab.wire = self.lab.wire, []
+            draw.shuffle(letters)
+            for letter in letters:
+                fate = draw.choices(["deliver", "lose", "repeat", "delay"], weights=[6, 2, 1, 2])[0]
+                if fate in {"repeat", "delay"}:
+                    self.lab.wire.append(letter)
+                if fate in {"deliver", "repeat"} and (letter.sender in self.parted) == (
+                    letter.recipient in self.parted
+                ):
+                    self.lab.deliver(letter)
+            self.work(draw.randrange(2**16), 1e-2)
+            self.lab.wait(pause_s, delivering=False, step_s=0.1)
+            self.replicas_are_true()
+            self.memory_is_bounded()
 
     @precondition(lambda self: self.lab.wire)
     @rule(number=picks)
@@ -226,7 +248,7 @@ class GossipMachine(RuleBasedStateMachine):
 def test_any_course_of_events() -> None:
     limits = settings(
         max_examples=30,
-        stateful_step_count=60,
+        stateful_step_count=40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
