@@ -26,8 +26,6 @@ KINDS = {
     "sync int8": ["--mode", "sync", "--codec", "int8"],
     "async float32": ["--mode", "async", "--codec", "float32"],
     "async int8": ["--mode", "async", "--codec", "int8"],
-    "async float32, share 0.05": ["--mode", "async", "--codec", "float32", "--set", "gossip.share=0.05"],
-    "async int8, share 0.05": ["--mode", "async", "--codec", "int8", "--set", "gossip.share=0.05"],
 }
 
 

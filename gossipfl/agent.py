@@ -61,10 +61,9 @@ class AgentOptions:
     """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model.
 
     At the end an agent serves its neighbours until they hold its last update (with ``leave_together``, until they
-    have ended their rounds too), for ``drain_s`` after the last sign of progress at most. An
-    asynchronous agent defers gossip while that has taken more than ``gossip_share`` of the CPU time of its training
-    (None: never). A round begins no sooner
-    than ``round_every_s`` after the one before: it keeps a node that never ends from taking its whole machine.
+    have ended their rounds too), for ``drain_s`` after the last sign of progress at most. A round
+    begins no sooner than ``round_every_s`` after the one before: it keeps a node that never ends from taking its
+    whole machine.
     """
 
     local_steps: int
@@ -74,7 +73,6 @@ class AgentOptions:
     join_timeout_s: float = 30.0
     drain_s: float = 10.0
     leave_together: bool = False
-    gossip_share: float | None = None
     personalise_steps: int = 0
     round_every_s: float = 0.0
 
@@ -136,8 +134,6 @@ class Agent:
         self._offload = learner.layout.size >= OFFLOAD_PARAMETERS
         self._began_at = 0.0
         self._evaluation: Evaluation | None = None
-        self._trained_cpu_s = 0.0
-        self._cpu_at_start = 0.0
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -208,7 +204,6 @@ class Agent:
 
     async def _rounds(self) -> None:
         limit = self._options.rounds
-        self._cpu_at_start = self._compute.cpu_s() or 0.0
         while not self._stopping.is_set() and (limit is None or self.core.round < limit):
             next_at = self._loop.time() + self._options.round_every_s
             await self._round()
@@ -242,7 +237,7 @@ class Agent:
 
     async def _gossip(self) -> Mixing | None:
         core, vector = self.core, self.learner.vector
-        if self._options.mode == "async" and (self._over_share() or not core.may_publish(self._loop.time())):
+        if self._options.mode == "async" and not core.may_publish(self._loop.time()):
             core.skip()
             return None
         lie = self._lie()
@@ -256,13 +251,6 @@ class Agent:
         self._perform(effects)
         return mixing
 
-    def _over_share(self) -> bool:
-        """Tell whether gossip has taken more than its share of this process's CPU time, against training."""
-        share, cpu_s = self._options.gossip_share, self._compute.cpu_s()
-        if share is None or cpu_s is None:
-            return False
-        return cpu_s - self._cpu_at_start - self._trained_cpu_s > share * self._trained_cpu_s
-
     def _lie(self) -> Tensor | None:
         if self._liar is None:
             return None
@@ -275,14 +263,10 @@ class Agent:
         return self._liar.attack.lie(view)
 
     async def _train(self, steps: int) -> Timed[TrainReport]:
-        trained = await self._compute.train(lambda: self.learner.train(steps))
-        self._trained_cpu_s += trained.cpu_s or 0.0
-        return trained
+        return await self._compute.train(lambda: self.learner.train(steps))
 
     async def _evaluate(self) -> Evaluation:
-        measured = await self._compute.train(self.learner.evaluate)
-        self._trained_cpu_s += measured.cpu_s or 0.0
-        self._evaluation = measured.value
+        self._evaluation = (await self._compute.train(self.learner.evaluate)).value
         return self._evaluation
 
     def _check_finite(self) -> None:

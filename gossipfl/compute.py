@@ -32,10 +32,6 @@ class Compute(Protocol):
         """Run protocol arithmetic on large vectors; never waits behind training."""
         ...
 
-    def cpu_s(self) -> float | None:
-        """Return the CPU seconds that this node's process has used, or None where it has none of its own."""
-        ...
-
     def close(self) -> None:
         """Free what the compute holds."""
         ...
@@ -49,10 +45,13 @@ the interpreter lock costs half a millisecond, and a loop that answers 10 ms lat
 class ThreadCompute:
     """Two threads: one that trains, one for the protocol's arithmetic on large models.
 
-    Training that is known to be very short (``INLINE_CPU_S``) runs on the event loop instead.
+    With ``inline_short``, training that is known to be very short (``INLINE_CPU_S``) runs on the event loop instead.
+    That suits synchronous rounds, which give the loop time while they wait; an asynchronous node never waits, and
+    would keep the loop from what arrives.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, inline_short: bool = False) -> None:
+        self._inline_short = inline_short
         self._last_cpu_s = float("inf")
         self._trainer = ThreadPoolExecutor(1, thread_name_prefix=f"{name}.train")
         self._arithmetic = ThreadPoolExecutor(1, thread_name_prefix=f"{name}.mix")
@@ -65,7 +64,7 @@ class ThreadCompute:
             value = work()
             return Timed(value, time.perf_counter() - wall, time.thread_time() - cpu)
 
-        if self._last_cpu_s < INLINE_CPU_S:
+        if self._inline_short and self._last_cpu_s < INLINE_CPU_S:
             await asyncio.sleep(0)  # lets what has arrived meanwhile be handled first
             done = timed()
         else:
@@ -76,10 +75,6 @@ class ThreadCompute:
     async def arithmetic(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the other thread."""
         return await asyncio.get_running_loop().run_in_executor(self._arithmetic, work)
-
-    def cpu_s(self) -> float | None:
-        """Return the CPU seconds of this process, all threads together."""
-        return time.process_time()
 
     def close(self) -> None:
         """Stop both threads; work that has begun is finished first."""
@@ -103,10 +98,6 @@ class VirtualCompute:
     async def arithmetic(self, work: Callable[[], T]) -> T:
         """Run ``work`` at once, in no time."""
         return work()
-
-    def cpu_s(self) -> float | None:
-        """Many agents share one process: none has CPU time of its own."""
-        return None
 
     def close(self) -> None:
         """Nothing is held."""

@@ -164,8 +164,7 @@ class GossipSpec(Spec):
 
     The core's are documented at ``gossipfl.gossip.GossipSettings``. ``join_timeout_s``: how long a node waits at the
     start for all its neighbours; ``drain_s``: how long it serves them at the end; ``step_s``: in virtual time, how
-    long a local step takes, and ``spread``: by which factor nodes differ in speed (1: not at all). ``share``: in async
-    mode, the CPU time that gossip may take in proportion to training (0.1: a tenth); beyond it gossip is deferred.
+    long a local step takes, and ``spread``: by which factor nodes differ in speed (1: not at all).
     """
 
     deadline_s: Seconds = 60.0
@@ -186,7 +185,6 @@ class GossipSpec(Spec):
     drain_s: Seconds = 10.0
     step_s: Seconds = 0.01
     spread: float = Field(default=1.0, ge=1)
-    share: float | None = Field(default=None, gt=0)
 
     def settings(self, mode: Literal["sync", "async"]) -> GossipSettings:
         """Return the core's form of this section."""

@@ -75,7 +75,8 @@ class Followed:
 
     ``vector`` starts as the common initial model and is None while the neighbour's model is unknown. ``round`` is the
     neighbour's round of the last applied update, ``moved_at`` this node's own gossip step then. ``claimed`` is the newest
-    version it is known to have published, ``acked`` the version of *our* replica that it holds, ``left_at`` the
+    version it is known to have published, ``acked`` the version of *our* replica that it holds,
+    ``confirmed`` the version of its own that this node last acknowledged, ``left_at`` the
     sequence number of its good-bye, ``misses`` how many synchronous rounds in a row have ended without it.
     """
 
@@ -96,6 +97,7 @@ class Followed:
     waiting: dict[int, Update] = field(default_factory=dict)
     claimed: int = 0
     acked: int = 0
+    confirmed: int = 0
     misses: int = 0
     lateness: Lateness = field(default_factory=Lateness)
     times: Times = field(default_factory=Times)
@@ -105,7 +107,8 @@ class Followed:
         if self.incarnation >= 0:
             self.vector = None
         self.incarnation = incarnation
-        self.version, self.round, self.claimed, self.acked = 0, -1, 0, 0
+        self.version, self.round = 0, -1
+        self.claimed, self.acked, self.confirmed = 0, 0, 0
         self.joined, self.refused = False, None
         self.left, self.left_at, self.absurd, self.done = False, -1, False, False
         self.waiting.clear()

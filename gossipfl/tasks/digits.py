@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
-from sklearn.datasets import load_digits
 
 from gossipfl.errors import ConfigError
 from gossipfl.tasks.classification import ClassificationTask, Examples, NumpySoftmaxTask, stratified_split
@@ -23,10 +25,28 @@ def load(*, model: str = "mlp", hidden: object = 64) -> ClassificationTask:
     The images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI,
     1998). Raises ConfigError for an unknown model or impossible layer widths.
     """
-    source = load_digits()
-    images = (source.images / 4 - 2).astype(np.float32).reshape(-1, PIXELS)
-    train, test = stratified_split((images, source.target.astype(np.int64)), TEST_SHARE, SPLIT_SEED)
+    pixels, labels = _images()
+    images = (pixels / 4 - 2).astype(np.float32)
+    train, test = stratified_split((images, labels.astype(np.int64)), TEST_SHARE, SPLIT_SEED)
     return _with_model(train, test, model, hidden)
+
+
+def _images() -> Examples:
+    """Return pixels (n, 64) and labels (n,), from scikit-learn's own file.
+
+    Importing scikit-learn for it would take as long as importing torch, so only a version that keeps its file
+    elsewhere is asked by its function.
+    """
+    found = find_spec("sklearn")
+    folders = found.submodule_search_locations if found is not None else None
+    path = Path(next(iter(folders or ()), ""), "datasets", "data", "digits.csv.gz")
+    if path.is_file():
+        table = np.loadtxt(path, delimiter=",")
+        return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    return source.data, source.target
 
 
 def _with_model(train: Examples, test: Examples, model: str, hidden: object) -> ClassificationTask:

@@ -58,6 +58,11 @@ class RunBroker:
         self._process = process
         self._spawn = spawn
 
+    @property
+    def pid(self) -> int | None:
+        """The process of the testbed's own broker."""
+        return None if self._process is None else self._process.pid
+
     async def keep(self, restarted: Callable[[int], None]) -> None:
         """Start the testbed's own broker again whenever it dies, and tell ``restarted`` its exit status."""
         loop = asyncio.get_running_loop()

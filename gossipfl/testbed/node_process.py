@@ -77,7 +77,7 @@ async def _run(plan: Plan, node: int, make_transport: MakeTransport, pipe: PipeW
         plan.core(node, learner),
         learner,
         make_transport(node),
-        ThreadCompute(node_name(node)),
+        ThreadCompute(node_name(node), inline_short=plan.spec.mode == "sync"),
         plan.options(),
         NodeObserver(plan, node, pipe.row, pipe.event),
         plan.liar(node),

@@ -159,7 +159,6 @@ class Plan:
             join_timeout_s=spec.gossip.join_timeout_s,
             drain_s=spec.gossip.drain_s,
             leave_together=True,
-            gossip_share=spec.gossip.share,
             personalise_steps=spec.personalise_steps,
         )
 

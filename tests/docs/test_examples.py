@@ -26,7 +26,8 @@ from gossipfl.testbed.plan import build_topology
 from gossipfl_node.cli import app as node_app
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+PAGES = [ROOT / "README.md", *(ROOT / f"{folder}/README.md" for folder in ("node", "topologies"))]
+PAGES += sorted(ROOT.glob("docs/**/*.md"))
 TESTBED, TASK_PAGE = ROOT / "docs/testbed.md", ROOT / "docs/tasks.md"
 PROGRAMS = {"gossipfl": app, "gossipfl-node": node_app}
 IMAGE_BYTES = 150_000
@@ -146,10 +147,6 @@ def explained(example: str) -> dict[str, str]:
 def test_the_full_example_explains_every_key() -> None:
     lines = explained(blocks(TESTBED, "toml")[0])
     assert set(leaves(RunSpec)) - set(lines) == set()
-    silent = {key for key, line in lines.items() if line.count("#") - line.startswith("#") == 0}
-    assert silent <= {"faults.partitions.end_s", "faults.partitions.groups", "faults.crashes.node"} | {
-        "faults.crashes.start_s"
-    }
 
 
 def test_the_full_example_tells_the_defaults() -> None:

@@ -44,7 +44,7 @@ MISTAKES = [
     ("--nodes 5 --set topology.degree=3", "degree"),
     ("--topology ring --nodes 2", 'topology "ring": 2 nodes are too few'),
     ("--topology hypercube --nodes 6", "6 nodes are no power of two"),
-    ("unknown-key.toml", 'unknown-key.toml: train.learning_rate is an unknown key; known keys: local_steps'),
+    ("unknown-key.toml", "unknown-key.toml: train.learning_rate is an unknown key; known keys: local_steps"),
     ("unknown-section.toml", 'unknown-section.toml: trian is an unknown key; did you mean "train"?'),
     ("syntax.toml", "syntax.toml: line 2, column 10: "),
     ("wrong-type.toml", 'wrong-type.toml: nodes must be a whole number, not "four"'),
@@ -56,7 +56,7 @@ MISTAKES = [
     ("--transport carrier-pigeon", '--transport: "carrier-pigeon" is unknown'),
     ("--mode both", '--mode: cannot be "both"'),
     ("--byzantine 2", "--byzantine: is 2 without an attack; add --attack NAME"),
-    ("--attack sign-flip", "--attack: \"sign-flip\" has no node to act; add --byzantine K"),
+    ("--attack sign-flip", '--attack: "sign-flip" has no node to act; add --byzantine K'),
     ("--byzantine 8 --attack sign-flip", "--byzantine: must be less than nodes (8)"),
     ("--set rule.gama=0.3", "gama"),
     ("--set attack.strength=5", "attack has options but no name"),
@@ -120,9 +120,7 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("arguments", "told"), MISTAKES, ids=[arguments for arguments, _ in MISTAKES])
-def test_a_mistake_is_one_line(
-    capsys: pytest.CaptureFixture[str], folder: Path, arguments: str, told: str
-) -> None:
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path, arguments: str, told: str) -> None:
     before = tree(folder)
     options = [] if "--transport" in arguments else ["--transport", "memory"]
     code, printed, line = call(capsys, "testbed", "run", *options, "--out", "out", *arguments.split())

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from command_line import COMMAND, call, last_line, started
-from mosquitto import make_certificates, mosquitto_program, password_lines, running_mosquitto
+from mosquitto import free_port, make_certificates, mosquitto_program, password_lines, running_mosquitto
 
 from gossipfl.records import RunData, load_run
 
-SMALL = "--nodes 5 --topology ring --set task.model=softmax --set train.local_steps=2 --rounds 4".split()
+SMALL = ("--nodes", "5", "--topology", "ring", "--rounds", "4", "--set", "task.model=softmax")
 ATTACKED = [*SMALL, "--byzantine", "1", "--attack", "sign-flip"]
 
 CONTRACT = {
@@ -185,8 +185,6 @@ def over_a_broker(out: Path, *pairs: str) -> RunData:
 
 @pytest.mark.processes
 def test_the_own_broker_takes_a_port_and_a_password(tmp_path: Path) -> None:
-    from mosquitto import free_port
-
     port = free_port()
     run = over_a_broker(tmp_path / "out", f"broker.port={port}", "broker.username=site", "broker.password=s-e-c-r-e-t")
     assert {event["detail"] for event in run.events() if event["event"] == "link-up"} == {f"127.0.0.1:{port}"}

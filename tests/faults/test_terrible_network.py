@@ -16,6 +16,8 @@ from gossipfl.records import Event, NodeRound
 from gossipfl.testbed.plan import Plan
 from gossipfl.testbed.virtual import VirtualRun, run_in_virtual_time
 
+torch.set_num_threads(1)
+
 NODES = 8
 ROUNDS = 30
 ROUND_S = 0.05
@@ -103,7 +105,7 @@ class TestLossAndPartition:
         for agent in stormy.run.agents:
             reasons.update(agent.transport.counters.by_reason)
         assert reasons["fault: drop"] > 100
-        assert reasons["fault: partition"] > 20
+        assert reasons["fault: partition"] > 10
         assert stormy.count("resync") > 50
 
     def test_honest_accuracy_is_that_of_the_clean_run(self, clean: Outcome, stormy: Outcome) -> None:
@@ -148,12 +150,13 @@ class TestLossAlone:
         assert outcome.disagreements() == []
 
 
+@pytest.fixture(scope="module")
+def crashed(mode: str) -> Outcome:
+    return start(mode=mode, faults={"crashes": [{"node": 2, "start_s": 10 * ROUND_S}]})
+
+
 class TestCrash:
     CRASHED = frozenset({2})
-
-    @pytest.fixture(scope="class")
-    def crashed(self, mode: str) -> Outcome:
-        return start(mode=mode, faults={"crashes": [{"node": 2, "start_s": 10 * ROUND_S}]})
 
     def test_the_others_go_on(self, crashed: Outcome) -> None:
         rounds = Counter(row.node for row in crashed.rows)
@@ -172,8 +175,11 @@ class TestCrash:
         assert crashed.disagreements(without=self.CRASHED) == []
 
     def test_one_that_comes_back_is_taken_in_again(self, mode: str) -> None:
-        outage = {"node": 2, "start_s": 10 * ROUND_S, "end_s": 10 * ROUND_S + 14.0}
-        outcome = start(mode=mode, rounds=ROUNDS if mode == "sync" else 400, faults={"crashes": [outage]})
+        outage = {"node": 2, "start_s": 10 * ROUND_S, "end_s": 10 * ROUND_S + 2.0}
+        impatient = {"liveness_s": 1.0, "deadline_min_s": 0.5}
+        outcome = start(mode=mode, rounds=80, gossip=impatient, faults={"crashes": [outage]})
+        assert outcome.count("neighbour_lost") > 0
+        assert outcome.count("neighbour_back", 2) > 0
         assert outcome.disagreements() == []
         assert Counter(row.node for row in outcome.rows)[2] == outcome.plan.spec.rounds
 

@@ -144,3 +144,18 @@ def test_digits_are_dealt_without_overlap_and_tested_alike() -> None:
     assert all(shard.test_inputs is shards[0].test_inputs for shard in shards)
     with pytest.raises(DataError, match="one file per site"):
         task.shards(8, Partition("files"), 3)
+
+
+def test_digits_are_scikit_learns_own_and_load_nothing_of_it() -> None:
+    program = (
+        "import sys\n"
+        "from gossipfl.tasks import digits\n"
+        "pixels, labels = digits._images()\n"
+        "assert 'sklearn' not in sys.modules\n"
+        "from sklearn.datasets import load_digits\n"
+        "source = load_digits()\n"
+        "assert (pixels == source.data).all() and (labels == source.target).all()\n"
+        "digits.find_spec = lambda name: None\n"
+        "assert (digits._images()[0] == pixels).all()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -278,3 +278,19 @@ def test_a_missing_mosquitto_skips_a_test_but_fails_it_in_ci(
     monkeypatch.setenv("CI", ci)
     with pytest.raises(outcome, match="no-such-broker is not installed"):
         mosquitto_program("no-such-broker")
+
+
+def test_close_waits_until_the_broker_has_read_what_was_sent() -> None:
+    async def program() -> None:
+        with start_broker_process() as broker:
+            transport = MqttTransport("ann", ["bob"], MqttOptions(port=broker.port))
+            await transport.start()
+            os.kill(broker.pid, signal.SIGSTOP)
+            await transport.send({"bob"}, b"good-bye")
+            closing = asyncio.create_task(transport.close())
+            _, waiting = await asyncio.wait([closing], timeout=0.3)
+            os.kill(broker.pid, signal.SIGCONT)
+            assert waiting
+            await closing
+
+    run(program())
