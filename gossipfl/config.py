@@ -280,6 +280,22 @@ class RunSpec(Spec):
     faults: FaultSpec | None = None
     keep_vectors: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_nodes(cls, given: Any) -> Any:
+        """Give so few nodes that none can have four neighbours all the others as neighbours."""
+        nodes = given.get("nodes") if isinstance(given, Mapping) else None
+        topology = given.get("topology", "random-regular") if isinstance(given, Mapping) else None
+        section = {"name": topology} if isinstance(topology, str) else topology
+        if not (isinstance(nodes, int) and 2 <= nodes <= 4 and isinstance(section, Mapping)):
+            return given
+        if section.get("name", "random-regular") != "random-regular" or "degree" in {
+            *section,
+            *section.get("options", {}),
+        }:
+            return given
+        return {**given, "topology": {**section, "degree": nodes - 1}}
+
     @field_validator("transport")
     @classmethod
     def _known_transport(cls, name: str) -> str:

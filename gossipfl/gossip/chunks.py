@@ -44,7 +44,6 @@ class Assembly:
     missing: set[int]
     granted: set[int]
     progress_at: float
-    began: bool = False
     stalls: int = 0
     patience_s: float = STALL_S
 

@@ -83,14 +83,18 @@ class Channel:
     verifier: Verifier
     window: ReplayWindow = field(default_factory=ReplayWindow)
     assemblies: dict[tuple[int, int], Assembly] = field(default_factory=dict)
+    active: Assembly | None = None
     offences: int = 0
     mutes: int = 0
     muted_until: float = float("-inf")
 
     @property
     def fetched(self) -> Assembly | None:
-        """The one large body whose chunks are asked for now; the others wait, lest they slow each other down."""
-        return next(iter(self.assemblies.values()), None)
+        """The one large body whose chunks are asked for now; the others wait, lest they slow each other down.
+
+        It is the oldest among those that have stalled least, so that one that nobody serves any more holds up none.
+        """
+        return min(self.assemblies.values(), key=lambda assembly: assembly.stalls, default=None)
 
 
 class Post:
@@ -201,16 +205,16 @@ class Post:
         return self._ask(peer, channel, now)
 
     def fetching(self, peer: PeerId) -> bool:
-        """Tell whether a large body of this peer is under way."""
-        return bool(self.channels[peer].assemblies)
+        """Tell whether a large body of this peer is on its way without a stall."""
+        return any(not assembly.stalls for assembly in self.channels[peer].assemblies.values())
 
     def _ask(self, peer: PeerId, channel: Channel, now: float) -> list[Effect]:
         """Grant credit for the next chunks of the first body in line: one message for each run of them."""
         assembly, effects = channel.fetched, list[Effect]()
         if assembly is None:
             return []
-        if not assembly.began:
-            assembly.began, assembly.progress_at = True, now
+        if assembly is not channel.active:
+            channel.active, assembly.progress_at = assembly, now
         header = assembly.header
         while (grant := assembly.next_grant()) is not None:
             effects += self.send(Kind.GRANT, Grant(header.incarnation, header.sequence, *grant), (peer,))

@@ -74,10 +74,10 @@ class Followed:
     """One neighbour as this node sees it: its replica, the updates that wait, and how it keeps time.
 
     ``vector`` starts as the common initial model and is None while the neighbour's model is unknown. ``round`` is the
-    neighbour's round of the last applied update, ``moved_at`` this node's own gossip step then. ``claimed`` is the newest
-    version it is known to have published, ``acked`` the version of *our* replica that it holds,
-    ``confirmed`` the version of its own that this node last acknowledged, ``left_at`` the
-    sequence number of its good-bye, ``misses`` how many synchronous rounds in a row have ended without it.
+    neighbour's round of the last applied update, ``moved_at`` this node's own gossip step then. ``claimed`` is the
+    newest version it is known to have published, ``acked`` the version of *our* replica that it holds, ``confirmed``
+    the version of its own that this node last acknowledged, ``left_at`` the sequence number of its good-bye,
+    ``misses`` how many synchronous rounds in a row have ended without it.
     """
 
     weight: float
