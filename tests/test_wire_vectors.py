@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import Any
 
 import pytest
 from wire_vectors import PATH, make_vectors
 
+from gossipfl import messages
 from gossipfl.digest import digest
 from gossipfl.errors import MessageError
+from gossipfl.gossip import exchange, post
 from gossipfl.identity import Identity, Verifier, peer_id_of
 from gossipfl.membership import federation_id_of
 from gossipfl.messages import Chunk, Envelope, Header, Kind, chunk_spans, decode_body, parse_frame
@@ -89,3 +93,17 @@ def test_a_broken_frame_is_refused_for_its_reason(vector: dict[str, Any]) -> Non
     with pytest.raises(MessageError) as raised:
         parse_frame(bytes.fromhex(vector["frame"]))
     assert raised.value.reason == vector["reason"]
+
+
+def test_the_document_names_every_counter() -> None:
+    document = (PATH.parent / "protocol.md").read_text()
+    parsing = set(re.findall(r'MessageError\("([a-z-]+)"', inspect.getsource(messages)))
+    source = inspect.getsource(post) + inspect.getsource(exchange)
+    dropped = set(re.findall(r'(?:_drop\(|dropped\[)"([a-z-]+)"', source))
+    offences = {f"offence-{reason}" for reason in re.findall(r'offend\(peer, "([a-z-]+)"', source)}
+    assert len(parsing) > 8
+    assert len(dropped) > 10
+    assert len(offences) > 3
+    inside_bodies = {"body", "offence-body"} & parsing  # counted as an offence, under that name
+    missing = {name for name in (parsing - inside_bodies) | dropped | offences if f"`{name}`" not in document}
+    assert missing == set()

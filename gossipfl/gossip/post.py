@@ -96,6 +96,11 @@ class Channel:
         """
         return min(self.assemblies.values(), key=lambda assembly: assembly.stalls, default=None)
 
+    def abandon_all(self) -> None:
+        """Give up every large body."""
+        self.assemblies.clear()
+        self.active = None
+
 
 class Post:
     """Seals and opens messages for one node.
@@ -176,7 +181,7 @@ class Post:
         if not channel.verifier.verify(envelope.signed, envelope.signature):
             return self._drop("signature")
         if header.incarnation > channel.window.incarnation:
-            channel.assemblies.clear()  # the peer has restarted: nobody serves those any more
+            channel.abandon_all()  # the peer has restarted: nobody serves those any more
         limit = self._max_body_bytes if envelope.kind in (Kind.DELTA, Kind.KEYFRAME) else SMALL_BODY_BYTES
         if header.body_bytes > limit:
             channel.window.mark(header.incarnation, header.sequence)
@@ -212,6 +217,7 @@ class Post:
         """Grant credit for the next chunks of the first body in line: one message for each run of them."""
         assembly, effects = channel.fetched, list[Effect]()
         if assembly is None:
+            channel.active = None
             return []
         if assembly is not channel.active:
             channel.active, assembly.progress_at = assembly, now
@@ -280,7 +286,7 @@ class Post:
             duration = min(MUTE_FIRST_S * 2.0**channel.mutes, MUTE_MAX_S)
             channel.mutes += 1
             channel.muted_until = now + duration
-            channel.assemblies.clear()
+            channel.abandon_all()
             effects.append(Report("peer_muted", peer, {"seconds": duration, "reason": reason}))
         return effects
 

@@ -21,7 +21,7 @@ from gossipfl.transports.broker import open_listener, open_unix_listener, spawn_
 from gossipfl.transports.mqtt_options import MqttOptions, TlsFiles
 
 if TYPE_CHECKING:
-    from gossipfl.config import BrokerSpec, TlsSpec
+    from gossipfl.sections import BrokerSpec, TlsSpec
 
 LOOPBACK = "127.0.0.1"
 PORT, TLS_PORT = 1883, 8883

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gossipfl.config import (
+from gossipfl.errors import ConfigError
+from gossipfl.sections import (
     CodecSpec,
     Count,
     Delay,
@@ -27,7 +28,6 @@ from gossipfl.config import (
     TlsSpec,
     TrainSpec,
 )
-from gossipfl.errors import ConfigError
 from gossipfl.settings import Settings
 
 SECTIONS = {"task": "digits", "rule": "balance", "codec": "float32", "partition": "auto"}

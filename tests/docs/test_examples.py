@@ -16,10 +16,11 @@ from pydantic import BaseModel
 
 from gossipfl.cli import app
 from gossipfl.cli.run import FLAGS
-from gossipfl.config import NamedSpec, RunSpec, load_spec
+from gossipfl.config import RunSpec, load_spec
 from gossipfl.errors import UsageError
 from gossipfl.records import COLUMNS, RECORD_FILES, load_run
 from gossipfl.robust.registry import ATTACKS, RULES, make_attack, make_rule
+from gossipfl.sections import NamedSpec
 from gossipfl.summary import FAULT_EVENTS
 from gossipfl.tasks.registry import TASKS
 from gossipfl.testbed.plan import build_topology

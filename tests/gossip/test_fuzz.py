@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab import Lab, raw_body
+from lab import Lab, raw_body, says_the_same
 
 from gossipfl.digest import vector_digest
 from gossipfl.gossip import Report
@@ -219,8 +219,13 @@ def random_meta(draw: random.Random, frame: bytes) -> tuple[int, bytes]:
 
 
 def unsigned_mutations(draw: random.Random, corpus: list[bytes]) -> Iterator[bytes]:
+    genuine = set(corpus)
+    chunks = [frame for frame in corpus if not isinstance(parse_frame(frame), Envelope)]
     while True:
-        yield bytes(draw.choice(MUTATIONS)(draw, bytearray(draw.choice(corpus)), corpus))
+        frame = bytes(draw.choice(MUTATIONS)(draw, bytearray(draw.choice(corpus)), corpus))
+        is_chunk = len(frame) > 5 and frame[4] == 1
+        if frame not in genuine and not (is_chunk and any(says_the_same(frame, chunk) for chunk in chunks)):
+            yield frame
 
 
 # ---------------------------------------------------------------------------------------------- the tests
@@ -245,7 +250,6 @@ def test_the_corpus_has_everything() -> None:
 def bombard(lab: Lab, corpus: list[bytes], messages: int) -> int:
     """Send altered messages to node 0, now and then a signed one; returns how many were unsigned."""
     core, draw = lab.cores[0], random.Random(20)
-    genuine = {bytes(frame) for frame in corpus}
     altered = unsigned_mutations(draw, corpus)
     sent, before = 0, beliefs(lab)
     for number in range(messages):
@@ -259,8 +263,8 @@ def bombard(lab: Lab, corpus: list[bytes], messages: int) -> int:
             if core.exchange.post.is_muted(lab.ids[1], lab.now):
                 lab.now += MUTE_MAX_S  # what is dropped unread tests nothing
             before = beliefs(lab)
-        elif (frame := next(altered)) not in genuine:
-            assert core.receive(frame, lab.now) == []
+        else:
+            assert core.receive(next(altered), lab.now) == []
             sent += 1
     assert beliefs(lab) == before
     return sent
@@ -302,7 +306,7 @@ def test_what_hypothesis_makes_of_a_frame(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 6))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
     frame[data.draw(st.integers(0, len(frame))) :] = data.draw(st.binary(max_size=20))
-    if bytes(frame) in corpus:
+    if any(says_the_same(bytes(frame), genuine) for genuine in corpus):
         return
     before = beliefs(lab)
     assert lab.cores[0].receive(bytes(frame), lab.now) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gossipfl.config import BrokerSpec
+from gossipfl.sections import BrokerSpec
 from gossipfl.testbed.broker import RESTART_S, RunBroker, run_broker
 from gossipfl.testbed.network import check_connection
 from gossipfl.transports.mqtt import MqttTransport
