@@ -48,6 +48,7 @@ class _Clockwork:
 
     deadline: float = INFINITY
     nudge_at: float = INFINITY
+    nudge_gap: float = 0.0
     published: dict[int, float] = field(default_factory=dict)
 
     def note(self, round_: int, now: float) -> None:
@@ -153,7 +154,8 @@ class GossipCore:
         """Do what is due at this time."""
         effects = self.exchange.tick(now)
         if self.phase is Phase.WAITING and now >= self._times.nudge_at:
-            self._times.nudge_at = now + self._nudge_gap_s()
+            self._times.nudge_gap = min(2 * self._times.nudge_gap, self._settings.nudge_s)
+            self._times.nudge_at = now + self._times.nudge_gap
             for peer, other in self.followed.items():
                 if other.alive and not other.arrived(self.round):
                     effects += self.exchange.ask(peer, now)
@@ -212,7 +214,8 @@ class GossipCore:
             if other.alive
         ]
         self._times.deadline = now + max(waits, default=0.0)
-        self._times.nudge_at = now + self._nudge_gap_s()
+        self._times.nudge_gap = self._nudge_gap_s()
+        self._times.nudge_at = now + self._times.nudge_gap
         for other in self.followed.values():
             other.times.ask_gap = 0.0
 

@@ -125,7 +125,9 @@ class Exchange:
         if other.behind:  # a neighbour that may merely be slow is asked at the caller's own pace
             times.ask_gap = min(max(ASK_BACK_OFF * times.ask_gap, settings.resync_s), settings.resync_max_s)
         have = None if other.vector is None else other.received
-        effects: list[Effect] = [Report("resync", peer, {"have": have, "claimed": other.claimed})]
+        effects: list[Effect] = []
+        if other.behind:
+            effects.append(Report("resync", peer, {"have": have, "claimed": other.claimed}))
         return effects + self.post.send(Kind.REQUEST, Request(have), (peer,))
 
     # ------------------------------------------------------------------------------------------ hearing
@@ -315,8 +317,12 @@ class Exchange:
         for peer, other in self.followed.items():
             effects += self._mend(peer, other, now)
             if other.alive and now >= other.times.heard + self._settings.liveness_s:
-                other.lost = True
-                effects.append(Report("neighbour_lost", peer, {"silent_s": now - other.times.heard}))
+                if other.done:  # its good-bye was lost on the way
+                    other.left = True
+                    effects.append(Report("neighbour_left", peer, {"reason": "silent after its last round"}))
+                else:
+                    other.lost = True
+                    effects.append(Report("neighbour_lost", peer, {"silent_s": now - other.times.heard}))
         return effects
 
     def next_wakeup(self) -> float:
