@@ -48,7 +48,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("messages", "gossip.chunks"):
+    for module in ("messages.frames", "gossip.chunks"):
         monkeypatch.setattr(f"gossipfl.{module}.CHUNK_BYTES", SMALL_CHUNK)
 
 

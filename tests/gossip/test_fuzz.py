@@ -233,7 +233,7 @@ def unsigned_mutations(draw: random.Random, corpus: list[bytes]) -> Iterator[byt
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("messages", "gossip.chunks"):
+    for module in ("messages.frames", "gossip.chunks"):
         monkeypatch.setattr(f"gossipfl.{module}.CHUNK_BYTES", SMALL_CHUNK)
 
 

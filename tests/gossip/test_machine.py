@@ -43,7 +43,7 @@ class GossipMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = pytest.MonkeyPatch()
-        for module in ("messages", "gossip.chunks"):
+        for module in ("messages.frames", "gossip.chunks"):
             self.patches.setattr(f"gossipfl.{module}.CHUNK_BYTES", SMALL_CHUNK)
 
     @initialize(

@@ -1,0 +1,88 @@
+"""Versioned, signed, bounded messages: the bytes that agents exchange.
+
+A *frame* is what a transport carries, at most ``MAX_FRAME_BYTES``. There are two types:
+
+* a **message**: prefix, header, Ed25519 signature over both, and the body. The header carries the BLAKE3 digests
+  of the body's chunks, so the signature covers the body too. A body that fits travels in the same frame; of a larger
+  one only the signed announcement does, and the receiver asks for the chunks (see ``gossipfl.gossip.chunks``);
+* a **chunk**: prefix, a short header that names the announcing message, and a part of its body. It carries no
+  signature: its bytes are believed only if their digest is the one in the signed announcement.
+
+Reading goes in steps, each bounded before the next: ``parse_frame`` (lengths, shallow msgpack), the signature over
+``Envelope.signed``, ``Envelope.body_matches`` (digest), ``decode_body`` (fields). The byte tables are in
+``docs/wire/protocol.md``.
+"""
+
+from gossipfl.messages.bodies import (
+    KEY_BYTES,
+    Body,
+    Bye,
+    Grant,
+    Hello,
+    Kind,
+    Request,
+    Status,
+    Update,
+    decode_body,
+    encode_body,
+)
+from gossipfl.messages.bounded import (
+    MAX_COUNTER,
+    MAX_META_BYTES,
+    Buffer,
+)
+from gossipfl.messages.frames import (
+    CHUNK_BYTES,
+    FEDERATION_BYTES,
+    MAGIC,
+    MAJOR,
+    MAX_CHUNKS,
+    MAX_FRAME_BYTES,
+    MINOR,
+    SIGNATURE_BYTES,
+    Chunk,
+    Envelope,
+    Header,
+    chunk_digests,
+    chunk_spans,
+    frame_chunk,
+    frame_message,
+    parse_frame,
+    signing_input,
+    travels_inline,
+)
+
+__all__ = [
+    "CHUNK_BYTES",
+    "FEDERATION_BYTES",
+    "KEY_BYTES",
+    "MAGIC",
+    "MAJOR",
+    "MAX_CHUNKS",
+    "MAX_COUNTER",
+    "MAX_FRAME_BYTES",
+    "MAX_META_BYTES",
+    "MINOR",
+    "SIGNATURE_BYTES",
+    "Body",
+    "Buffer",
+    "Bye",
+    "Chunk",
+    "Envelope",
+    "Grant",
+    "Header",
+    "Hello",
+    "Kind",
+    "Request",
+    "Status",
+    "Update",
+    "chunk_digests",
+    "chunk_spans",
+    "decode_body",
+    "encode_body",
+    "frame_chunk",
+    "frame_message",
+    "parse_frame",
+    "signing_input",
+    "travels_inline",
+]

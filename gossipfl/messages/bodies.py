@@ -1,0 +1,198 @@
+"""What messages say: the bodies, and their bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+from gossipfl.digest import DIGEST_BYTES
+from gossipfl.errors import MessageError
+from gossipfl.messages.bounded import MAX_META_BYTES, Buffer, binary, counter, pack, text, unpack
+
+KEY_BYTES = 32
+
+_META = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    """What a message says."""
+
+    HELLO = 1
+    DELTA = 2
+    KEYFRAME = 3
+    REQUEST = 4
+    STATUS = 5
+    GRANT = 6
+    BYE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Handshake: the model's layout, the common initial model, and where the sender's replica stands."""
+
+    layout: bytes
+    initial: bytes
+    version: int
+    round: int
+    digest: bytes
+    reply: bool
+    agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A delta (``version - 1`` to ``version``) or, in a keyframe, the whole public replica.
+
+    ``digest`` is that of the replica after the update. ``acks`` maps a follower's public key to the
+    (incarnation, version) of that node's replica that the sender of this update holds.
+    """
+
+    round: int
+    version: int
+    digest: bytes
+    codec: int
+    payload: memoryview
+    acks: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask for what is newer than version ``have`` (None: for a keyframe)."""
+
+    have: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Heartbeat: where the sender's replica stands, what it holds of others, and whether its rounds are over."""
+
+    round: int
+    version: int
+    digest: bytes
+    acks: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Credit for ``count`` chunks from ``first`` of the announced message (``incarnation``, ``sequence``)."""
+
+    incarnation: int
+    sequence: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The sender leaves on purpose."""
+
+    reason: str = ""
+
+
+Body: TypeAlias = Hello | Update | Request | Status | Grant | Bye
+
+
+def encode_body(body: Body) -> bytes:
+    """Return the bytes of a body: u32 length of the msgpack map, the map, and an update's raw payload."""
+    payload: Buffer = b""
+    match body:
+        case Hello():
+            meta: dict[str, Any] = {
+                "l": body.layout,
+                "i": body.initial,
+                "v": body.version,
+                "r": body.round,
+                "d": body.digest,
+                "re": body.reply,
+                "a": body.agent,
+            }
+        case Update():
+            meta = {
+                "r": body.round,
+                "v": body.version,
+                "d": body.digest,
+                "c": body.codec,
+                "k": _acks(body.acks),
+            }
+            payload = body.payload
+        case Request():
+            meta = {"h": body.have}
+        case Status():
+            meta = {"r": body.round, "v": body.version, "d": body.digest, "k": _acks(body.acks), "e": body.done}
+        case Grant():
+            meta = {"in": body.incarnation, "s": body.sequence, "f": body.first, "n": body.count}
+        case Bye():
+            meta = {"why": body.reason[:200]}
+    packed = pack(meta)
+    return b"".join((_META.pack(len(packed)), packed, payload))
+
+
+def _acks(acks: Mapping[bytes, tuple[int, int]]) -> dict[bytes, list[int]]:
+    return {key: [incarnation, version] for key, (incarnation, version) in acks.items()}
+
+
+def decode_body(kind: int, body: Buffer) -> Body:
+    """Read the body of a verified message; raises MessageError, also for a kind this version does not know."""
+    view = memoryview(body)
+    if len(view) < _META.size:
+        raise MessageError("body", "truncated")
+    (meta_bytes,) = _META.unpack_from(view)
+    if meta_bytes > MAX_META_BYTES or _META.size + meta_bytes > len(view):
+        raise MessageError("body", "meta length")
+    meta = unpack(view[_META.size : _META.size + meta_bytes], dict)
+    payload = view[_META.size + meta_bytes :]
+    if kind not in (Kind.DELTA, Kind.KEYFRAME) and len(payload):
+        raise MessageError("body", "trailing bytes")
+    match kind:
+        case Kind.HELLO:
+            return Hello(
+                layout=binary(meta.get("l"), DIGEST_BYTES),
+                initial=binary(meta.get("i"), DIGEST_BYTES),
+                version=counter(meta.get("v")),
+                round=counter(meta.get("r")),
+                digest=binary(meta.get("d"), DIGEST_BYTES),
+                reply=bool(meta.get("re")),
+                agent=text(meta.get("a", "")),
+            )
+        case Kind.DELTA | Kind.KEYFRAME:
+            codec = counter(meta.get("c"))
+            return Update(
+                round=counter(meta.get("r")),
+                version=counter(meta.get("v")),
+                digest=binary(meta.get("d"), DIGEST_BYTES),
+                codec=codec,
+                payload=payload,
+                acks=_read_acks(meta.get("k", {})),
+            )
+        case Kind.REQUEST:
+            have = meta.get("h")
+            return Request(have=None if have is None else counter(have))
+        case Kind.STATUS:
+            return Status(
+                round=counter(meta.get("r")),
+                version=counter(meta.get("v")),
+                digest=binary(meta.get("d"), DIGEST_BYTES),
+                acks=_read_acks(meta.get("k", {})),
+                done=bool(meta.get("e")),
+            )
+        case Kind.GRANT:
+            return Grant(*(counter(meta.get(key)) for key in ("in", "s", "f", "n")))
+        case Kind.BYE:
+            return Bye(reason=text(meta.get("why", "")))
+        case _:
+            raise MessageError("kind", str(kind))
+
+
+def _read_acks(value: Any) -> dict[bytes, tuple[int, int]]:
+    if not isinstance(value, dict):
+        raise MessageError("field", "acks")
+    acks = {}
+    for key, pair in value.items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise MessageError("field", "acks")
+        acks[binary(key, KEY_BYTES)] = (counter(pair[0]), counter(pair[1]))
+    return acks
