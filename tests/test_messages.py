@@ -31,15 +31,12 @@ from gossipfl.messages import (
     Request,
     Status,
     Update,
-    bodies,
-    bounded,
     chunk_digests,
     chunk_spans,
     decode_body,
     encode_body,
     frame_chunk,
     frame_message,
-    frames,
     parse_frame,
     signing_input,
 )
@@ -395,6 +392,6 @@ REASONS = {
 
 def test_reasons_are_a_closed_set() -> None:
     """Counters are named after reasons, so a peer must not be able to invent one."""
-    source = "".join(inspect.getsource(part) for part in (bodies, bounded, frames))
+    source = "".join(inspect.getsource(part) for part in (messages.bodies, messages.bounded, messages.frames))
     used = {part.split('"')[0] for part in source.split('MessageError("')[1:]}
     assert used == REASONS
