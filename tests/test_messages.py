@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import forge, make_identity, raw_body
 
+from gossipfl import messages
 from gossipfl.digest import digest
 from gossipfl.errors import MessageError
 from gossipfl.messages import (
