@@ -127,7 +127,7 @@ class Agent:
         self._observer = observer
         self._liar = liar if liar is not None and not liar.attack.poisons_data else None
         self._outgoing = Outgoing()
-        self._changed = asyncio.Event()
+        self._awaited: tuple[Callable[[], bool], asyncio.Future[None]] | None = None
         self._stopping = asyncio.Event()
         self._core_lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
@@ -166,13 +166,23 @@ class Agent:
             digest=vector_digest(self.learner.vector.cpu()),
             evaluation=self._evaluation,
             personalised=personalised,
-            dropped=dict(self.core.exchange.post.dropped + Counter({"outgoing-full": self._outgoing.dropped})),
+            dropped=self._dropped(),
+        )
+
+    def _dropped(self) -> dict[str, int]:
+        """Return what was dropped and why: by the core, on the way out, and by the transport."""
+        wire = {
+            f"transport-{'-'.join(reason.replace(':', '').split())}": n
+            for reason, n in self.transport.counters.by_reason.items()
+        }
+        return dict(
+            self.core.exchange.post.dropped + Counter({"outgoing-full": self._outgoing.dropped}) + Counter(wire)
         )
 
     def stop(self) -> None:
         """End after the current round: drain, say good-bye, return from ``run``."""
         self._stopping.set()
-        self._changed.set()
+        self._notify()
 
     async def _join(self) -> None:
         self._perform(await self._on_core(lambda: self.core.start(self._loop.time())))
@@ -240,7 +250,7 @@ class Agent:
         if self._options.mode == "async" and not core.may_publish(self._loop.time()):
             core.skip()
             return None
-        lie = self._lie()
+        lie = await self._on_core(self._lie)
         target = vector if lie is None else lie
         self._perform(await self._on_core(lambda: core.publish(target, self._loop.time())))
         await self._until(lambda: core.ready(self._loop.time()))
@@ -302,7 +312,7 @@ class Agent:
             else:
                 self._report(effect)
         self._arm()
-        self._changed.set()
+        self._notify()
 
     def _report(self, report: Report) -> None:
         self._observer.on_event(self._loop.time() - self._began_at, report)
@@ -335,11 +345,21 @@ class Agent:
                 while not condition():
                     if self._stopping.is_set() and not even_when_stopping:
                         return False
-                    self._changed.clear()
-                    await self._changed.wait()
+                    self._awaited = condition, self._loop.create_future()
+                    await self._awaited[1]
         except TimeoutError:
             return condition()
+        finally:
+            self._awaited = None
         return True
+
+    def _notify(self) -> None:
+        """Wake whoever waits if that is over: asking costs less than waking a task to ask itself."""
+        if self._awaited is None:
+            return
+        condition, waiting = self._awaited
+        if not waiting.done() and (self._stopping.is_set() or condition()):
+            waiting.set_result(None)
 
     # ------------------------------------------------------------------------------------------ background tasks
 
@@ -366,4 +386,4 @@ class Agent:
                 self._perform(await self._on_core(lambda: self.core.link(up, self._loop.time())))  # noqa: B023 - as above
 
     async def _send(self, *, bulk: bool) -> None:
-        await self._outgoing.forward(self.transport, self._changed.set, bulk=bulk)
+        await self._outgoing.forward(self.transport, self._notify, bulk=bulk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from gossipfl.errors import GossipflError, TransportUnavailable, UsageError
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 # typer carries its own copy of click in some versions and imports click in others; both name the base class so.
 _ClickException: type[BaseException] = next(
@@ -46,6 +49,11 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does. Nothing more can be said, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _complain(name, f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and run it again")
         sys.exit(EXIT_FAILURE)
     sys.exit(code if isinstance(code, int) else 0)
 

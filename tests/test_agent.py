@@ -328,7 +328,8 @@ class TestOffloading:
         offloaded = Team(options=options, threads=True)
         results = asyncio.run(offloaded.run())
         assert [result.digest for result in results] == [result.digest for result in expected]
-        assert [result.dropped for result in results] == [{}, {}, {}]
+        # The first to start greets neighbours that are not on the network yet; nothing else may be lost.
+        assert {reason for result in results for reason in result.dropped} <= {"transport-absent"}
 
     def test_no_two_messages_share_a_sequence_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Link events, ticks and frames all make a core speak: with a second thread they must take turns."""
