@@ -55,7 +55,7 @@ def headline(run: RunData) -> list[Card]:
         cards.append(("sent", quantity(sent, "B"), f"per node and round, {summary['codec']}"))
     if summary.get("pss_bytes_nodes") is not None:
         private = quantity(summary["private_bytes_per_node_median"], "B")
-        cards.append(("memory", quantity(summary["pss_bytes_nodes"], "B"), f"all node processes; {private} a node's own"))
+        cards.append(("memory", quantity(summary["pss_bytes_nodes"], "B"), f"in all nodes; {private} a node's own"))
     elif summary.get("peak_rss_bytes") is not None:
         cards.append(("memory", quantity(summary["peak_rss_bytes"], "B"), "at the peak, shared pages once a process"))
     if summary.get("model_parameters") is not None:

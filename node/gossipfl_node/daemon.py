@@ -201,4 +201,7 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 def _set_threads(threads: int) -> None:
     import torch
 
+    from gossipfl.heap import keep_freed_pages
+
     torch.set_num_threads(threads)
+    keep_freed_pages()
