@@ -92,9 +92,14 @@ class Channel:
     def fetched(self) -> Assembly | None:
         """The one large body whose chunks are asked for now; the others wait, lest they slow each other down.
 
-        It is the oldest among those that have stalled least, so that one that nobody serves any more holds up none.
+        It is one of those that have stalled least, so that one that nobody serves any more holds up none: the one that
+        is being fetched, or else the newest, which its sender is the likeliest to hold still.
         """
-        return min(self.assemblies.values(), key=lambda assembly: assembly.stalls, default=None)
+        return min(
+            self.assemblies.values(),
+            key=lambda one: (one.stalls, one is not self.active, -one.header.sequence),
+            default=None,
+        )
 
     def abandon_all(self) -> None:
         """Give up every large body."""
