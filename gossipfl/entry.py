@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from gossipfl import __version__
 from gossipfl.errors import GossipflError, TransportUnavailable, UsageError
 
 EXIT_FAILURE = 1
@@ -22,6 +23,22 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 _ClickException: type[BaseException] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
+
+
+def add_version_option(app: typer.Typer, name: str) -> None:
+    """Give a program's ``app`` the option ``--version``."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"{name} {__version__}")
+            raise typer.Exit
+
+    # Not in the annotation: typer reads those as text, where a local function has no name.
+    option = typer.Option(False, "--version", callback=show, is_eager=True, help="Show the version and exit.")
+
+    @app.callback()
+    def options(version: bool = option) -> None:
+        pass
 
 
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:

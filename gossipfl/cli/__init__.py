@@ -7,10 +7,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gossipfl import __version__
 from gossipfl.cli import run
 from gossipfl.cli.topology import app as topology
-from gossipfl.entry import run_app
+from gossipfl.entry import add_version_option, run_app
 
 app = typer.Typer(
     name="gossipfl",
@@ -38,19 +37,7 @@ def report(
     typer.echo(write_report(directory))
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"gossipfl {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
+add_version_option(app, "gossipfl")
 
 
 def main() -> NoReturn:

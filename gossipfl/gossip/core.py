@@ -193,8 +193,7 @@ class GossipCore:
         recipients = tuple(
             peer for peer, other in self.followed.items() if other.speaks and not other.left and self._has_credit(other)
         )
-        target = model if model.device.type == "cpu" else model.cpu()
-        effects = self.exchange.publish(target, self._codec, recipients, now)
+        effects = self.exchange.publish(model.cpu(), self._codec, recipients, now)
         self.phase = Phase.WAITING
         self._times.note(self.round, now)
         if self._settings.mode == "sync":
@@ -295,7 +294,7 @@ class GossipCore:
         own = model.cpu() if lied else public
         aggregate = self._rule(own, received, context, out=self._mixed)
         step = torch.sub(aggregate.vector, own, out=self._mixed)
-        model.add_(step if model.device.type == "cpu" else step.to(model.device))
+        model.add_(step.to(model.device))
         return aggregate.verdicts
 
     def skip(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -193,8 +194,7 @@ class Exchange:
         effects.append(Report("neighbour_joined", peer, {"round": hello.round, "version": hello.version}))
         return effects + self._mend(peer, other, now)
 
-    def _hear_acks(self, other: Followed, acks: object) -> None:
-        assert isinstance(acks, dict)
+    def _hear_acks(self, other: Followed, acks: Mapping[bytes, tuple[int, int]]) -> None:
         mine = acks.get(self._party.identity.public_key)
         if mine is not None and mine[0] == self._party.incarnation:
             other.acked = max(other.acked, min(mine[1], self.own.version))

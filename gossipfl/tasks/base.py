@@ -30,6 +30,10 @@ class Evaluation:
     accuracy: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def measures(self) -> dict[str, float | None]:
+        """Return everything measured, by name, as records hold it."""
+        return {"loss": self.loss, "accuracy": self.accuracy, **self.metrics}
+
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:

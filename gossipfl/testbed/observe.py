@@ -20,9 +20,7 @@ def told_at_the_end(result: AgentResult) -> dict[str, Any]:
     return {
         "digest": result.digest.hex(),
         "dropped": result.dropped,
-        "personalised": None
-        if personal is None
-        else {"loss": personal.loss, "accuracy": personal.accuracy, **personal.metrics},
+        "personalised": None if personal is None else personal.measures(),
     }
 
 

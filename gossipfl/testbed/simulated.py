@@ -215,9 +215,7 @@ def _spectral_gap(plan: Plan) -> float | None:
 def _by_node(evaluations: Sequence[Evaluation] | None) -> Mapping[str, Any] | None:
     if evaluations is None:
         return None
-    return {
-        str(node): {"loss": one.loss, "accuracy": one.accuracy, **one.metrics} for node, one in enumerate(evaluations)
-    }
+    return {str(node): one.measures() for node, one in enumerate(evaluations)}
 
 
 def _known(value: float) -> float | None:

@@ -8,8 +8,7 @@ from typing import Annotated, Literal, NoReturn, TypeAlias
 
 import typer
 
-from gossipfl import __version__
-from gossipfl.entry import EXIT_USAGE, run_app
+from gossipfl.entry import EXIT_USAGE, add_version_option, run_app
 from gossipfl.errors import ConfigError
 
 app = typer.Typer(
@@ -103,19 +102,7 @@ def key(
     typer.echo(identity.peer_id)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"gossipfl-node {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
+add_version_option(app, "gossipfl-node")
 
 
 def main() -> NoReturn:
