@@ -41,6 +41,7 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
+	@.ci/install-build-tools $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 

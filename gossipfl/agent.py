@@ -126,7 +126,7 @@ class Agent:
         self._options = options
         self._observer = observer
         self._liar = liar if liar is not None and not liar.attack.poisons_data else None
-        self._outgoing = Outgoing()
+        self._outgoing = Outgoing.for_transport(transport)
         self._awaited: tuple[Callable[[], bool], asyncio.Future[None]] | None = None
         self._stopping = asyncio.Event()
         self._core_lock = asyncio.Lock()
@@ -147,8 +147,10 @@ class Agent:
                 background = [
                     tasks.create_task(self._receive(), name="agent.receive"),
                     tasks.create_task(self._watch_link(), name="agent.link"),
-                    tasks.create_task(self._send(bulk=False), name="agent.send"),
-                    tasks.create_task(self._send(bulk=True), name="agent.send-bulk"),
+                    *(
+                        tasks.create_task(lane.forward(self.transport, self._notify), name="agent.send")
+                        for lane in self._outgoing.lanes
+                    ),
                 ]
                 await self._join()
                 await self._rounds()
@@ -384,6 +386,6 @@ class Agent:
             if event.peer is None:
                 up = event.state == "up"
                 self._perform(await self._on_core(lambda: self.core.link(up, self._loop.time())))  # noqa: B023 - as above
-
-    async def _send(self, *, bulk: bool) -> None:
-        await self._outgoing.forward(self.transport, self._notify, bulk=bulk)
+            elif event.state == "up":
+                peer = event.peer
+                self._perform(await self._on_core(lambda: self.core.meet(peer, self._loop.time())))  # noqa: B023 - same

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from gossipfl.errors import TransportClosed
 from gossipfl.gossip.effects import Send
+from gossipfl.identity import PeerId
 from gossipfl.transports.base import Transport
 
 QUEUED_FRAMES = {False: 256, True: 64}
@@ -15,42 +16,76 @@ QUEUED_FRAMES = {False: 256, True: 64}
 
 
 class Outgoing:
-    """Two bounded queues beside each other: status messages never wait behind chunks.
+    """Bounded queues beside each other: status messages never wait behind chunks, and with ``peers`` given, no peer
+    waits behind another one.
 
     Where one is full its oldest frame gives way and is counted in ``dropped``; the protocol above mends losses.
     """
 
-    def __init__(self) -> None:
-        self._queues = {bulk: deque[Send](maxlen=frames) for bulk, frames in QUEUED_FRAMES.items()}
-        self._filled = {bulk: asyncio.Event() for bulk in QUEUED_FRAMES}
-        self._sending = 0
+    def __init__(self, peers: Iterable[PeerId] | None = None) -> None:
+        self._lanes = {
+            (peer, bulk): Lane(bulk) for peer in ((None,) if peers is None else sorted(peers)) for bulk in QUEUED_FRAMES
+        }
+        self._by_peer = peers is not None
         self.dropped = 0
+
+    @classmethod
+    def for_transport(cls, transport: Transport) -> Outgoing:
+        """Return the queues that suit a transport."""
+        return cls(None if transport.shares_wire else transport.peers)
 
     def put(self, send: Send) -> None:
         """Take a frame, at once."""
-        queue = self._queues[send.bulk]
-        self.dropped += len(queue) == QUEUED_FRAMES[send.bulk]
-        queue.append(send)
-        self._filled[send.bulk].set()
+        if not self._by_peer:
+            self.dropped += self._lanes[None, send.bulk].put(send.recipients, send.frame)
+            return
+        for peer in send.recipients:
+            self.dropped += self._lanes[peer, send.bulk].put((peer,), send.frame)
 
     @property
     def idle(self) -> bool:
         """Whether everything has been handed to the wire."""
-        return not (any(self._queues.values()) or self._sending)
+        return all(lane.idle for lane in self._lanes.values())
 
-    async def forward(self, transport: Transport, on_empty: Callable[[], None], *, bulk: bool) -> None:
-        """Hand the frames of one queue to the wire until that is closed; calls ``on_empty`` whenever none is left."""
-        queue, filled = self._queues[bulk], self._filled[bulk]
+    @property
+    def lanes(self) -> list[Lane]:
+        """The queues: each needs a task of its own that forwards it."""
+        return list(self._lanes.values())
+
+
+class Lane:
+    """One queue, and how many of its frames are being handed over."""
+
+    def __init__(self, bulk: bool) -> None:
+        self.bulk = bulk
+        self.frames: deque[tuple[Collection[PeerId], bytes]] = deque(maxlen=QUEUED_FRAMES[bulk])
+        self.filled = asyncio.Event()
+        self.sending = 0
+
+    def put(self, recipients: Collection[PeerId], frame: bytes) -> bool:
+        """Append a frame; tell whether the oldest had to give way."""
+        full = len(self.frames) == self.frames.maxlen
+        self.frames.append((recipients, frame))
+        self.filled.set()
+        return full
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything has been handed to the wire."""
+        return not (self.frames or self.sending)
+
+    async def forward(self, transport: Transport, on_empty: Callable[[], None]) -> None:
+        """Hand the frames to the wire until that is closed; calls ``on_empty`` whenever none is left."""
         while True:
-            while not queue:
-                filled.clear()
+            while not self.frames:
+                self.filled.clear()
                 on_empty()
-                await filled.wait()
-            send = queue.popleft()
-            self._sending += 1
+                await self.filled.wait()
+            recipients, frame = self.frames.popleft()
+            self.sending += 1
             try:
-                await transport.send(send.recipients, send.frame)
+                await transport.send(recipients, frame, bulk=self.bulk)
             except TransportClosed:
                 return
             finally:
-                self._sending -= 1
+                self.sending -= 1

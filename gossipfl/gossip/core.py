@@ -165,6 +165,10 @@ class GossipCore:
         """Take note that this node's own link went down or came back."""
         return self.exchange.link(up, now)
 
+    def meet(self, peer: PeerId, now: float) -> list[Effect]:
+        """Take note that the link to one neighbour has come up: it hears at once where this node stands."""
+        return self.exchange.meet(peer, now)
+
     def next_wakeup(self) -> float:
         """Return when ``tick`` or ``ready`` may have something new to say."""
         wake = self.exchange.next_wakeup()

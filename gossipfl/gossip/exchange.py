@@ -91,14 +91,17 @@ class Exchange:
         return [Send(recipients, sealed.frame)] if recipients else []
 
     def _acks(self) -> dict[bytes, tuple[int, int]]:
-        members = self._party.membership.members
-        acks = {}
+        acks: dict[bytes, tuple[int, int]] = {}
         for peer, other in self.followed.items():
-            if other.speaks:
-                acks[members[peer].public_key] = (other.incarnation, other.received)
-                other.confirmed = other.received
-            other.times.ack_due = INFINITY
+            acks |= self._ack_of(peer, other)
         return acks
+
+    def _ack_of(self, peer: PeerId, other: Followed) -> dict[bytes, tuple[int, int]]:
+        other.times.ack_due = INFINITY
+        if not other.speaks:
+            return {}
+        other.confirmed = other.received
+        return {self._party.membership.members[peer].public_key: (other.incarnation, other.received)}
 
     def _owe_ack(self, other: Followed, now: float) -> None:
         """Acknowledge with the next message, after ``ack_delay_s`` at the latest, or at once at half the credit."""
@@ -115,6 +118,20 @@ class Exchange:
         return effects + self.post.send(
             Kind.STATUS, Status(own.round, own.version, own.digest, self._acks(), self.done), speaking
         )
+
+    def meet(self, peer: PeerId, now: float) -> list[Effect]:
+        """Tell one neighbour, whose link has just come up, where this node stands: what it missed it will ask for."""
+        other = self.followed.get(peer)
+        if other is None:
+            return []
+        other.times.ask_gap = 0.0
+        if not other.joined:
+            return self.hello([peer], now)
+        if not other.speaks:
+            return []
+        own = self.own
+        acks = self._ack_of(peer, other)
+        return self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, acks, self.done), (peer,))
 
     def ask(self, peer: PeerId, now: float) -> list[Effect]:
         """Ask a neighbour for what it has that this node does not hold, at a limited rate."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gossipfl.identity import PeerId as PeerId  # re-exported: transports name peers, and need no keys
 
@@ -28,9 +28,12 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class LinkEvent:
-    """The link to ``peer`` (None: to the whole network, e.g. a broker) went ``up`` or ``down``."""
+    """The link to ``peer`` (None: to the whole network, e.g. a broker) went ``up`` or ``down``.
 
-    state: Literal["up", "down"]
+    ``refused``: a connection with ``peer`` (None: nobody known) was not used, by this side or by the other.
+    """
+
+    state: Literal["up", "down", "refused"]
     peer: PeerId | None
     detail: str = ""
 
@@ -50,7 +53,7 @@ class TransportCounters:
     frames_dropped: int = 0
     reconnects: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
-    """Frames dropped, by a short label of the reason."""
+    """Frames dropped and connections refused, by a short label of the reason."""
 
     def count_sent(self, size_bytes: int, frames: int = 1) -> None:
         """Count ``frames`` frames of ``size_bytes`` each that went to the wire."""
@@ -65,6 +68,10 @@ class TransportCounters:
     def count_drop(self, reason: str) -> None:
         """Count one frame that this transport gave up."""
         self.frames_dropped += 1
+        self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
+
+    def count_refusal(self, reason: str) -> None:
+        """Count one connection that was refused; its frames were never seen, so none counts as dropped."""
         self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
 
 
@@ -91,14 +98,21 @@ class Transport(ABC):
     me: PeerId
     peers: frozenset[PeerId]
     counters: TransportCounters
+    shares_wire: ClassVar[bool] = True
+    """Whether a frame for several recipients is best sent in one call: a broker spreads it. Where it is not, each of
+    them is sent to by itself, so that a slow one holds up nobody else."""
 
     @abstractmethod
     async def start(self) -> None:
         """Connect; returns when frames can be received."""
 
     @abstractmethod
-    async def send(self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview) -> bool:
+    async def send(
+        self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview, *, bulk: bool = False
+    ) -> bool:
         """Hand one frame to the wire for each recipient, waiting while the wire is full (back-pressure).
+
+        A ``bulk`` frame is part of a large body: where the wire can, others overtake it.
 
         Returns False when the frame was certainly not sent (link down); True promises nothing about arrival.
         Safe to call from several tasks at once. Raises ValueError for a frame over the limit or an unknown

@@ -143,7 +143,9 @@ class FaultyTransport(Transport):
         if self._origin_s is None:
             self._origin_s = asyncio.get_running_loop().time()
 
-    async def send(self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview) -> bool:
+    async def send(
+        self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview, *, bulk: bool = False
+    ) -> bool:
         """Do to the frame, for each recipient, what the plan and the link's generator say."""
         check_frame(frame, recipients, self.peers)
         if self._closed:

@@ -82,7 +82,9 @@ class MemoryTransport(Transport):
         self._network.join(self)
         self._events.push(LinkEvent("up", None, "memory"))
 
-    async def send(self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview) -> bool:
+    async def send(
+        self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview, *, bulk: bool = False
+    ) -> bool:
         """Put one copy of ``frame`` into the inbox of each recipient that is on the network."""
         check_frame(frame, recipients, self.peers)
         if self._closed:

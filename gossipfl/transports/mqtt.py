@@ -55,7 +55,9 @@ class MqttTransport(Transport):
         self._keeper = asyncio.create_task(self._keep_connected(self._started), name=f"mqtt[{self.me}].keep_connected")
         await asyncio.shield(self._started)
 
-    async def send(self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview) -> bool:
+    async def send(
+        self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview, *, bulk: bool = False
+    ) -> bool:
         """Publish ``frame`` and return when the socket has taken it, or with QoS 1, when the broker has."""
         check_frame(frame, recipients, self.peers)
         if self._closed:

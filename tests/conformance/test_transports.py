@@ -1,4 +1,4 @@
-"""What every transport promises, asked of each of them: memory, faulty without faults, and MQTT at several brokers."""
+"""What every transport promises, asked of each of them: memory, faulty without faults, MQTT brokers, libp2p."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from typing import Any
 import pytest
 from mosquitto import free_port, make_certificates, password_lines, running_mosquitto
 
+from gossipfl.digest import digest
 from gossipfl.errors import TransportClosed, TransportUnavailable
-from gossipfl.transports.base import MAX_FRAME_BYTES, Transport
+from gossipfl.identity import Identity
+from gossipfl.transports.base import MAX_FRAME_BYTES, LinkEvent, Received, Transport, check_frame
 from gossipfl.transports.broker import start_broker_process
 from gossipfl.transports.faults import FaultPlan, FaultyTransport
+from gossipfl.transports.libp2p.options import Libp2pOptions
+from gossipfl.transports.libp2p.transport import Libp2pTransport
 from gossipfl.transports.memory import MemoryNetwork, MemoryTransport
 from gossipfl.transports.mqtt import MqttTransport
 from gossipfl.transports.mqtt_options import MqttOptions, TlsFiles
@@ -34,6 +38,7 @@ WORLDS = (
     "faulty",
     "broker",
     "broker-unix",
+    "libp2p",
     *(pytest.param(name, marks=pytest.mark.mosquitto) for name in MOSQUITTO_WORLDS),
 )
 _numbers = itertools.count()
@@ -47,6 +52,12 @@ class World:
     full_inbox_drops: bool
     """What a full inbox does: frames are dropped and counted, or their senders wait."""
 
+    on_the_way_bytes: int = 0
+    """What may be between a sender that is done and an inbox that is full."""
+
+    dials: bool = False
+    """Whether members find each other one by one, after they have started."""
+
     federation: str = field(default_factory=lambda: f"federation-{next(_numbers)}")
 
     @contextlib.asynccontextmanager
@@ -58,10 +69,96 @@ class World:
         try:
             for transport in members.values():
                 await transport.start()
+            if self.dials:
+                await self._linked(members, graph)
             yield members
         finally:
             for transport in members.values():
                 await transport.close()
+
+    async def _linked(self, members: dict[str, Transport], graph: dict[str, set[str]]) -> None:
+        """Wait for every link that both its ends want."""
+        for me, transport in members.items():
+            missing = {peer for peer in transport.peers if peer in graph and me in graph[peer]}
+            while missing:
+                event = await transport.events()
+                if event.state == "up":
+                    missing.discard(event.peer or "")
+            assert isinstance(transport, Named)
+            transport.replay_up()
+
+
+async def met(transport: Transport, peer: str) -> None:
+    """Wait until the link to ``peer`` comes up."""
+    event = await transport.events()
+    while (event.state, event.peer) != ("up", peer):
+        event = await transport.events()
+
+
+class Named(Transport):
+    """A libp2p transport whose peers are called by the names that these tests give them, not by peer ids."""
+
+    shares_wire = False
+
+    def __init__(self, federation: str, me: str, peers: set[str]) -> None:
+        keys = {name: Identity.from_seed(digest(f"{federation}/{name}".encode())) for name in {me, *peers}}
+        self._ids = {name: key.peer_id for name, key in keys.items()}
+        self._names = {peer: name for name, peer in self._ids.items()}
+        ports = PORTS.setdefault(federation, {})
+        for name in sorted(keys):
+            ports.setdefault(name, free_port())
+        options = Libp2pOptions(
+            federation=federation,
+            listen=(f"/ip4/127.0.0.1/tcp/{ports[me]}",),
+            addresses={self._ids[name]: (f"/ip4/127.0.0.1/tcp/{ports[name]}",) for name in peers},
+            backoff_s=(0.01, 0.05),
+            inbox_frames=INBOX_FRAMES,
+        )
+        self._inner = Libp2pTransport(keys[me], [self._ids[name] for name in peers], options)
+        self._again: list[LinkEvent] = []
+        self.me = me
+        self.peers = frozenset(peers)
+        self.counters = self._inner.counters
+
+    def replay_up(self) -> None:
+        """Give the first event once more: who waited for the links has taken it from the test."""
+        self._again = [LinkEvent("up", None)]
+
+    async def start(self) -> None:
+        await self._inner.start()
+
+    async def send(self, recipients: Any, frame: Any, *, bulk: bool = False) -> bool:
+        check_frame(frame, recipients, self.peers)
+        return await self._inner.send([self._ids.get(name, name) for name in recipients], frame, bulk=bulk)
+
+    async def receive(self) -> Received:
+        received = await self._inner.receive()
+        return Received(self._names[received.source or ""], received.frame)
+
+    async def events(self) -> LinkEvent:
+        if self._again:
+            return self._again.pop()
+        event = await self._inner.events()
+        return replace(event, peer=self._names.get(event.peer or "", event.peer))
+
+    async def close(self) -> None:
+        self._again.clear()
+        await self._inner.close()
+
+
+PORTS: dict[str, dict[str, int]] = {}
+"""Ports of libp2p members, by federation and name: one that returns listens where it did before."""
+
+
+def libp2p_world() -> World:
+    on_the_way_bytes = Libp2pOptions.__dataclass_fields__["window_bytes"].default
+    options = Libp2pOptions()
+    return World(
+        Named,
+        full_inbox_drops=False,
+        on_the_way_bytes=options.outbox_bytes + on_the_way_bytes + 2 * MAX_FRAME_BYTES,
+        dials=True,
+    )
 
 
 def mqtt_world(options: MqttOptions, by_user: bool = False) -> World:
@@ -127,6 +224,8 @@ def world(request: pytest.FixtureRequest, brokers: Callable[[str], MqttOptions])
         return memory_world(lambda inner: inner)
     if request.param == "faulty":
         return memory_world(lambda inner: FaultyTransport(inner, FaultPlan(), seed=1))
+    if request.param == "libp2p":
+        return libp2p_world()
     by_user = request.param in {"mosquitto-password", "mosquitto-acl"}
     return mqtt_world(brokers(request.param), by_user)
 
@@ -234,27 +333,32 @@ def test_one_who_is_no_peer_of_the_recipient_is_not_heard(world: World) -> None:
 
 
 def test_an_inbox_is_bounded(world: World) -> None:
+    size_bytes = 1 if world.on_the_way_bytes == 0 else MAX_FRAME_BYTES // 2
+    count = 4 * INBOX_FRAMES - 1 + world.on_the_way_bytes // size_bytes
+
     async def main() -> None:
         async with world.network(PAIR) as members:
-            frames = [bytes([number]) for number in range(1, 4 * INBOX_FRAMES)]
+            ann, bob = members["ann"], members["bob"]
+            frames = [bytes([number]) * size_bytes for number in range(count)]
+            accepted = 0
 
             async def send_all() -> None:
+                nonlocal accepted
                 for frame in frames:
-                    await members["ann"].send(["bob"], frame)
+                    await ann.send(["bob"], frame)
+                    accepted += 1
 
             sender = asyncio.create_task(send_all())
             if world.full_inbox_drops:
                 await sender
-                await until(lambda: members["bob"].counters.frames_dropped == len(frames) - INBOX_FRAMES)
-                assert members["bob"].counters.by_reason == {"inbox full": len(frames) - INBOX_FRAMES}
-                kept = frames[:INBOX_FRAMES]
-            else:
-                for _ in range(100):
-                    await asyncio.sleep(0)
-                assert not sender.done()
-                assert members["ann"].counters.frames_sent == INBOX_FRAMES
-                kept = frames
-            assert await receive_all(members["bob"], len(kept)) == [("ann", frame) for frame in kept]
+                await until(lambda: bob.counters.frames_dropped == len(frames) - INBOX_FRAMES)
+                assert bob.counters.by_reason == {"inbox full": len(frames) - INBOX_FRAMES}
+                frames = frames[:INBOX_FRAMES]
+            most = INBOX_FRAMES + world.on_the_way_bytes // size_bytes
+            await until(lambda: sender.done() or accepted >= INBOX_FRAMES)
+            for number, frame in enumerate(frames):
+                assert world.full_inbox_drops or accepted - number <= most
+                assert await receive_all(bob, 1) == [("ann", frame)]
             await sender
 
     run(main())
@@ -328,6 +432,8 @@ def test_a_peer_that_leaves_and_returns_is_heard_again(world: World) -> None:
             returned = world.make(world.federation, "bob", {"ann"})
             try:
                 await returned.start()
+                if world.dials:
+                    await met(members["ann"], "bob")
                 await members["ann"].send(["bob"], b"welcome back")
                 assert await receive_all(returned, 1) == [("ann", b"welcome back")]
             finally:
