@@ -383,6 +383,8 @@ class Agent:
             except TransportClosed:
                 return
             self._report(Report(f"link-{event.state}", event.peer, {"detail": event.detail}))
+            if event.state == "refused":
+                continue
             if event.peer is None:
                 up = event.state == "up"
                 self._perform(await self._on_core(lambda: self.core.link(up, self._loop.time())))  # noqa: B023 - as above

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gossipfl.codec import Codec, make_codec
+from gossipfl.codec import MAX_MAGNITUDE, Codec, make_codec
 from gossipfl.digest import vector_digest
 from gossipfl.gossip.waits import Lateness
 from gossipfl.messages import Update
@@ -18,12 +18,12 @@ _MAX_SUBNORMAL = (2**23 - 1) * 2.0**-149
 
 
 def settle(vector: Tensor) -> Tensor:
-    """Turn subnormal elements and -0 of a replica (d,) into +0, in place.
+    """Turn subnormal elements and -0 of a replica (d,) into +0, and bound the others by ±2^27, in place.
 
-    Owner and followers do this after every sum. Keyframes carry neither, so without it a replica could hold what no
-    keyframe can say; and a sum of normal deltas may be subnormal, which makes a rule's arithmetic many times slower.
+    Owner and followers do this after every sum. Keyframes carry none of these, so without it a replica could hold what
+    no keyframe can say; and a sum of normal deltas may be subnormal, which makes a rule's arithmetic many times slower.
     """
-    return torch.hardshrink(vector, _MAX_SUBNORMAL, out=vector)
+    return torch.hardshrink(vector, _MAX_SUBNORMAL, out=vector).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
 
 
 class PublicReplica:

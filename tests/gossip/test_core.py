@@ -6,6 +6,7 @@ import pytest
 import torch
 from lab import Lab
 
+from gossipfl.codec import MAX_MAGNITUDE
 from gossipfl.errors import ConfigError
 from gossipfl.gossip import Party, Phase
 from gossipfl.gossip.core import REMEMBERED_ROUNDS
@@ -191,3 +192,20 @@ class TestParty:
         lab = Lab(2)
         with pytest.raises(ConfigError, match="its own neighbour"):
             Party(lab.identities[0], lab.membership, 1, {lab.ids[0]: 0.5})
+
+
+def test_a_replica_never_holds_what_no_keyframe_can_say() -> None:
+    lab = Lab(2, size=4, mode="async").start()
+    for step in (0.9, 1.8, -1.8, 1.8):  # as many times 2^27, in deltas that are each within the limit
+        for _ in range(4):
+            lab.publish(0, torch.tensor([step * MAX_MAGNITUDE, 1.0, 2.0, 3.0]))
+            lab.settle()
+            lab.mix(0)
+            lab.now += 1.0
+    assert lab.cores[0].exchange.own.vector[0] == MAX_MAGNITUDE
+    assert lab.agree(1, 0)
+    lab.restart(1)
+    lab.settle()
+    lab.wait(5.0)
+    assert lab.agree(1, 0)
+    assert not [reason for reason in lab.dropped(1) if reason.startswith("offence")]

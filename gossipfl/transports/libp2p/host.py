@@ -36,6 +36,9 @@ from gossipfl.transports.libp2p.yamux import Yamux
 MAX_CONNECTIONS_PER_PEER = 8
 """More than one while two sides dial each other; ``links`` decides which stays."""
 
+PLACES_FOR_OTHERS = 256
+"""Connections whose other side has yet to prove who it is; each is given ``upgrade_s`` for that."""
+
 Handler = Callable[[TrioTCPStream], Awaitable[None]]
 
 # What goes wrong is told by link events and counters; one of the library's modules sets a level of its own.
@@ -66,7 +69,15 @@ class SiteKey(PrivateKey):
         return Ed25519PublicKey.from_bytes(self._identity.public_key)
 
 
-def make_host(identity: Identity, admit: Callable[[PeerId], None], tcp: TidyTcp, *, mdns: bool, peers: int) -> IHost:
+def make_host(
+    identity: Identity,
+    admit: Callable[[PeerId], None],
+    tcp: TidyTcp,
+    *,
+    mdns: bool = False,
+    peers: int,
+    upgrade_s: float = 5.0,
+) -> IHost:
     """Return a host, not running; ``admit`` raises NotAdmitted for a peer that may not connect."""
     key = SiteKey(identity)
     key_pair = KeyPair(key, key.get_public_key())
@@ -80,8 +91,9 @@ def make_host(identity: Identity, admit: Callable[[PeerId], None], tcp: TidyTcp,
         connection_config=ConnectionConfig(
             min_connections=0,
             low_watermark=0,
-            high_watermark=MAX_CONNECTIONS_PER_PEER * peers + 64,
-            max_connections=MAX_CONNECTIONS_PER_PEER * peers + 128,
+            high_watermark=MAX_CONNECTIONS_PER_PEER * peers + PLACES_FOR_OTHERS // 2,
+            max_connections=MAX_CONNECTIONS_PER_PEER * peers + PLACES_FOR_OTHERS,
+            inbound_upgrade_timeout=upgrade_s,
             max_connections_per_peer=MAX_CONNECTIONS_PER_PEER,
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class Switchboard:
         self._stop = trio.Event()
         self._stopped = trio.Event()
         self._tcp = TidyTcp()
+        self._own_addresses: list[Address] = []
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -122,7 +124,13 @@ class Switchboard:
         """Listen and keep links until ``stop``; started with the addresses that it listens on."""
         options = self._options
         await self._check_free()
-        self._host = make_host(self._identity, self._admit, self._tcp, mdns=options.mdns, peers=len(self._neighbours))
+        self._host = make_host(
+            self._identity,
+            self._admit,
+            self._tcp,
+            peers=len(self._neighbours),
+            upgrade_s=options.timeout_s,
+        )
         self._swarm = swarm_of(self._host)
         self._host.set_stream_handler(TProtocol(PROTOCOL), self._accept)
         failure: TransportUnavailable | None = None
@@ -143,11 +151,10 @@ class Switchboard:
             self._sign_record(listening)
             for neighbour in self._neighbours.values():
                 self._nursery.start_soon(self._keep, neighbour)
-            if self._options.mdns:
-                self._listen_to_hints()
             task_status.started(tuple(map(str, listening)))
-            await self._stop.wait()
-            await self._close_links()
+            async with self._local_network(trio.lowlevel.current_trio_token()):
+                await self._stop.wait()
+                await self._close_links()
             self._nursery.cancel_scope.cancel()
 
     async def stop(self) -> None:
@@ -264,7 +271,8 @@ class Switchboard:
             link.attach_bulk(lane)
             await link.ended.wait()
             return
-        if greeting.lane != CONTROL or conn is None:
+        taken = neighbour.link is not None and neighbour.link.muxed is muxed
+        if greeting.lane != CONTROL or conn is None or taken:
             await self._turn_away(lane, "lane")
             return
         reason = "federation" if greeting.federation != self._federation else None
@@ -359,7 +367,7 @@ class Switchboard:
         if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
             self._refuse("other site", neighbour.peer, f"another site answers at {address}")
             return "another site answers there"
-        return str(causes[-1]).splitlines()[0] if str(causes[-1]) else type(causes[-1]).__name__
+        return _in_words(causes[-1])
 
     async def _greet(self, neighbour: Neighbour, conn: INetConn) -> Link:
         control, answer = await self._open_lane(conn, CONTROL)
@@ -451,8 +459,9 @@ class Switchboard:
 
     def _sign_record(self, listening: Iterable[Address]) -> None:
         told = [Address.parse(text) for text in self._options.announce]
-        found = told or on_every_interface(listening)
-        self._book.take(Record.sign(self._identity, found[:MAX_ADDRESSES], self._options.sequence), trio.current_time())
+        self._own_addresses = (told or on_every_interface(listening))[:MAX_ADDRESSES]
+        record = Record.sign(self._identity, self._own_addresses, self._options.sequence)
+        self._book.take(record, trio.current_time())
 
     def take_record(self, source: PeerId, envelope: bytes) -> None:
         """Keep a record that a neighbour has told, and pass it on where it is new."""
@@ -483,22 +492,29 @@ class Switchboard:
         """Return the newest record of every other member that is known."""
         return tuple(record.envelope for record in self._book.records() if record.peer != self._me)
 
-    def _listen_to_hints(self) -> None:
-        from libp2p.discovery.events.peerDiscovery import peerDiscovery
+    def _local_network(self, token: trio.lowlevel.TrioToken) -> contextlib.AbstractAsyncContextManager[None]:
+        """Find, and be found by, sites of the local network; nothing where that is not wanted."""
+        if not self._options.mdns:
+            return contextlib.nullcontext()
+        from gossipfl.transports.libp2p.local import on_local_network
 
-        token = trio.lowlevel.current_trio_token()
-
-        def discovered(info: Any) -> None:
-            peer, told = str(info.peer_id), [str(address) for address in info.addrs]
+        def found(peer: PeerId, told: list[str]) -> None:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._take_hint, peer, told)
 
-        peerDiscovery.register_peer_discovered_handler(discovered)
+        return on_local_network(self._me, self._own_addresses, found)
 
     def _take_hint(self, peer: PeerId, told: list[str]) -> None:
         neighbour = self._neighbours.get(peer)
         if neighbour is not None and self._book.hint(peer, told) and neighbour.link is None:
             neighbour.wake()
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an error as a part of a line: what the system says of it, without numbers and addresses."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _cause_of(error: BaseException) -> BaseException | None:
