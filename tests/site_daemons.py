@@ -34,6 +34,7 @@ NURSERY.set_forkserver_preload(
         "gossipfl.robust.registry",
         "gossipfl.tasks.digits",
         "gossipfl.tasks.torch_learner",
+        "gossipfl.transports.libp2p.transport",
         "gossipfl.transports.mqtt",
         "gossipfl_node.cli",
         "gossipfl_node.config",
@@ -174,11 +175,12 @@ class Daemon:
 
 @dataclass
 class Deployment:
-    """Sites of one federation."""
+    """Sites of one federation; ``addresses`` are those that the files written from then on say, by name."""
 
     root: Path
     name: str
     members: dict[str, Identity] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str) -> Identity:
         """Make a member's folder and key."""
@@ -191,19 +193,23 @@ class Deployment:
     def federation(self, edges: Sequence[tuple[str, str]]) -> str:
         members = "\n".join(f'{name} = "{identity.peer_id}"' for name, identity in self.members.items())
         pairs = ", ".join(f'["{one}", "{other}"]' for one, other in edges)
-        return f'[federation]\nname = "{self.name}"\nedges = [{pairs}]\n[federation.members]\n{members}\n'
+        text = f'[federation]\nname = "{self.name}"\nedges = [{pairs}]\n[federation.members]\n{members}\n'
+        if self.addresses:
+            lines = [f'{name} = ["{multiaddress}"]' for name, multiaddress in self.addresses.items()]
+            text += "\n".join(["[federation.addresses]", *lines, ""])
+        return text
 
     def site(
-        self, name: str, edges: Sequence[tuple[str, str]], broker: str, changes: Mapping[str, str] | None = None
+        self, name: str, edges: Sequence[tuple[str, str]], transport: str, changes: Mapping[str, str] | None = None
     ) -> Daemon:
-        """Write a member's file: the common settings with some ``changes`` of text."""
+        """Write a member's file: the common settings with some ``changes`` of text, and the transport's section."""
         names = list(self.members)
         common = COMMON.format(name=name, index=names.index(name), of=len(names))
         for old, new in (changes or {}).items():
             assert old in common, old
             common = common.replace(old, new)
         folder = self.root / name
-        (folder / "site.toml").write_text(f"{common}\n{self.federation(edges)}\n[broker]\n{broker}\n")
+        (folder / "site.toml").write_text(f"{common}\n{self.federation(edges)}\n{transport}\n")
         return Daemon(name, folder, self.members[name])
 
 
@@ -227,4 +233,27 @@ def ring(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def address(port: int, *more: str) -> str:
     """Return the [broker] section for a broker on loopback."""
-    return "\n".join(['host = "127.0.0.1"', f"port = {port}", *more])
+    return "\n".join(["[broker]", 'host = "127.0.0.1"', f"port = {port}", *more])
+
+
+def on_loopback(port: int) -> str:
+    """Return the multiaddress of a loopback port."""
+    return f"/ip4/127.0.0.1/tcp/{port}"
+
+
+def listening(multiaddress: str, *more: str) -> str:
+    """Return the [libp2p] section of a site that listens there; a dead link is noticed after a second or two."""
+    return "\n".join(["[libp2p]", f'listen = ["{multiaddress}"]', "ping_s = 0.5", "dead_s = 1.5", *more])
+
+
+def connected(status: Mapping[str, Any]) -> bool:
+    """Say whether a daemon has its link to the broker, or to each of its neighbours."""
+    if status["libp2p"] is None:
+        return bool(status["broker"]["link"] == "up")
+    links = status["libp2p"]["links"].values()
+    return bool(links) and all(link["state"] == "up" for link in links)
+
+
+def reconnects(status: Mapping[str, Any]) -> int:
+    """Return how often a daemon's links came back."""
+    return int((status["libp2p"] or status["broker"])["reconnects"])

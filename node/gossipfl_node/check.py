@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gossipfl.errors import GossipflError, TransportUnavailable
-from gossipfl_node import federation, state
-from gossipfl_node.config import read_site
+from gossipfl_node import direct, federation, state
+from gossipfl_node.config import TRANSPORTS, read_site
 from gossipfl_node.site import Site, load_key, load_password
 from gossipfl_node.status_socket import NotRunningError, ask
 
 if TYPE_CHECKING:
+    from gossipfl.transports.base import Transport
     from gossipfl_node.config import SiteSpec
 
 
@@ -29,7 +30,10 @@ class Findings:
 
 
 def check_site(path: Path, *, broker: bool = True) -> Findings:
-    """Check the file, and whatever it names; with ``broker``, log in there too. Nothing is changed anywhere."""
+    """Check the file, and whatever it names; with ``broker``, log in there too, or try to listen without one.
+
+    Nothing is changed anywhere.
+    """
     try:
         file = read_site(path)
     except GossipflError as error:
@@ -42,9 +46,9 @@ def check_site(path: Path, *, broker: bool = True) -> Findings:
         # A default in the place of a mistake would only make a second complaint of one cause.
         if not file.doubtful.intersection(sections):
             mistakes += check(spec)
-    if not file.mistaken.intersection(("federation", "site", "broker")):
+    if not file.mistaken.intersection(("federation", "site", *TRANSPORTS)):
         mistakes += _readable_password(path, spec)
-        mistakes += _broker_mistakes(spec) if broker else ()
+        mistakes += _transport_mistakes(spec) if broker else ()
     prefixed = [line if line.startswith(f"{path}:") else f"{path}: {line}" for line in dict.fromkeys(mistakes)]
     return Findings(tuple(prefixed), "" if prefixed else _summary(spec))
 
@@ -59,8 +63,11 @@ def _site_mistakes(spec: SiteSpec) -> Iterator[str]:
 
 
 def _file_mistakes(spec: SiteSpec) -> Iterator[str]:
-    yield from _raised(lambda: load_password(spec.broker))
-    tls = spec.broker.tls
+    broker = spec.broker
+    if broker is None:
+        return
+    yield from _raised(lambda: load_password(broker))
+    tls = broker.tls
     for key, path in ((name, getattr(tls, name)) for name in ("ca", "cert", "key")) if tls else ():
         if path is not None and not path.is_file():
             yield f"broker.tls.{key}: no such file: {path}"
@@ -105,6 +112,7 @@ CHECKS: Mapping[tuple[str, ...], Callable[[SiteSpec], Iterator[str]]] = {
     ("federation", "site"): _federation_mistakes,
     ("site",): _site_mistakes,
     ("broker",): _file_mistakes,
+    ("libp2p", "federation"): direct.find_mistakes,
     ("rule",): _rule_mistakes,
     ("codec",): _codec_mistakes,
     ("gossip",): _gossip_mistakes,
@@ -113,37 +121,37 @@ CHECKS: Mapping[tuple[str, ...], Callable[[SiteSpec], Iterator[str]]] = {
 """What is looked at, and the sections that it needs in order."""
 
 
-def _broker_mistakes(spec: SiteSpec) -> Iterator[str]:
-    """Log in, subscribe, publish to oneself: the broker refuses what its ACL forbids only then."""
+def _transport_mistakes(spec: SiteSpec) -> Iterator[str]:
+    """Log in, subscribe, publish to oneself: the broker refuses what its ACL forbids only then. Or listen, and stop."""
     site = Site(spec)
     try:
         _ = site.federation
-        transport = site.transport()
+        transport = site.broker_transport() if spec.broker is not None else site.listener()
     except GossipflError:
         return  # told already, where it is looked for
     if state.running_pid(spec.site.state) is not None:
         yield from _running_mistakes(spec)
         return
-
-    async def visit() -> None:
-        try:
-            await transport.start()
-        finally:
-            await transport.close()
-
     try:
-        asyncio.run(visit())
+        asyncio.run(_visit(transport))
     except TransportUnavailable as error:
-        yield f"broker: {error}"
+        yield f"{'broker' if spec.broker is not None else 'libp2p'}: {error}"
+
+
+async def _visit(transport: Transport) -> None:
+    try:
+        await transport.start()
+    finally:
+        await transport.close()
 
 
 def _running_mistakes(spec: SiteSpec) -> Iterator[str]:
-    """Ask the running daemon: a second login under its name would throw it out."""
+    """Ask the running daemon: a second login under its name would throw it out, and it holds the ports."""
     try:
         broker = ask(spec.site.state)["broker"]
     except (NotRunningError, KeyError):
         return
-    if broker["link"] == "down":
+    if broker is not None and broker["link"] == "down":
         yield f"broker: the running daemon has no link to {broker['address']}: {broker['detail']}"
 
 
@@ -151,8 +159,17 @@ def _summary(spec: SiteSpec) -> str:
     site = Site(spec)
     neighbours = ", ".join(member.name for member in site.federation.neighbours)
     running = state.running_pid(spec.site.state) is not None
-    where = f"broker {spec.broker.address}" + (", left to the daemon that is running" if running else "")
+    where = _where(spec, site) + (", left to the daemon that is running" if running else "")
     return f"ok: {spec.site.name} ({site.identity.peer_id}) gossips with {neighbours}; task {spec.task.name}; {where}"
+
+
+def _where(spec: SiteSpec, site: Site) -> str:
+    if spec.broker is not None:
+        return f"broker {spec.broker.address}"
+    assert spec.libp2p is not None
+    known = spec.federation.addresses
+    awaited = [member.name for member in site.federation.neighbours if not known.get(member.name)]
+    return f"libp2p on {spec.libp2p.where}" + (f" (no address of {', '.join(awaited)})" if awaited else "")
 
 
 def _raised(build: Callable[[], object]) -> Iterator[str]:
@@ -163,5 +180,5 @@ def _raised(build: Callable[[], object]) -> Iterator[str]:
 
 
 def _readable_password(path: Path, spec: SiteSpec) -> Iterator[str]:
-    if spec.broker.password is not None and path.stat().st_mode & stat.S_IROTH:
+    if spec.broker is not None and spec.broker.password is not None and path.stat().st_mode & stat.S_IROTH:
         yield f"broker.password can be read by every user of this machine; run: chmod o= {path}"

@@ -47,7 +47,9 @@ def run(
 @app.command(epilog="Exit code: 0 nothing found; 2 a mistake, with one line on stderr for each.")
 def check(
     site: SiteFile,
-    broker: Annotated[bool, typer.Option("--broker/--no-broker", help="Log in at the broker too.")] = True,
+    broker: Annotated[
+        bool, typer.Option("--broker/--no-broker", help="Log in at the broker too, or try to listen.")
+    ] = True,
 ) -> None:
     """Find every mistake before the start; nothing is changed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")

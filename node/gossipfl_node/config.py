@@ -6,6 +6,7 @@ relative to the folder of the file, so that a site's folder can be moved as a wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,8 @@ from gossipfl.settings import Settings
 
 SECTIONS = {"task": "digits", "rule": "balance", "codec": "float32", "partition": "auto"}
 """Sections that may be written as a bare name, and the name that they have by default."""
+TRANSPORTS = ("broker", "libp2p")
+"""The sections that choose a transport: a file has one of them."""
 
 Name = Annotated[str, Field(min_length=1)]
 Edge = Annotated[list[str], Field(min_length=2, max_length=2)]
@@ -41,12 +44,14 @@ class FederationSpec(Spec):
     """What all sites must agree on: who is a member, who gossips with whom, and the common initial model.
 
     ``members`` maps each site's name to its peer id, ``edges`` are pairs of names. Everyone derives neighbours and
-    mixing weights from the same edges; the order of members and edges does not matter.
+    mixing weights from the same edges; the order of members and edges does not matter. ``addresses`` maps names to the
+    multiaddresses that the sites are dialled at over libp2p; a site that is not named there is waited for, or found.
     """
 
     name: Name
     members: dict[str, str] = Field(min_length=2)
     edges: list[Edge] = Field(min_length=1)
+    addresses: dict[str, list[str]] = Field(default_factory=dict)
     model_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
@@ -92,6 +97,26 @@ class BrokerSection(Spec):
         return f"{self.host}:{self.port_number}"
 
 
+class Libp2pSection(Spec):
+    """The links that this site makes to its neighbours itself, without a broker.
+
+    ``listen``: multiaddresses to listen on. ``announce``: those that others shall dial instead, where they differ (a
+    forwarded port). ``mdns``: also look for sites on the local network, and be found there. A link on which nothing
+    came for ``ping_s`` is probed; one that was silent for ``dead_s`` is closed and made anew.
+    """
+
+    listen: list[str] = Field(default=["/ip4/0.0.0.0/tcp/4001"])
+    announce: list[str] = Field(default_factory=list)
+    mdns: bool = False
+    ping_s: Seconds = 2.0
+    dead_s: Seconds = 6.0
+
+    @property
+    def where(self) -> str:
+        """What it listens on, for people."""
+        return ", ".join(self.listen)
+
+
 class ShareSpec(Spec):
     """Which part of a data set is this site's, where several sites load the same one: part ``index`` ``of`` so many."""
 
@@ -100,11 +125,12 @@ class ShareSpec(Spec):
 
 
 class SiteSpec(Spec):
-    """One site, complete."""
+    """One site, complete; of the two transports, ``broker`` and ``libp2p``, it has one (see ``load_site``)."""
 
     federation: FederationSpec
     site: SiteSection
-    broker: BrokerSection
+    broker: BrokerSection | None = None
+    libp2p: Libp2pSection | None = None
     task: TaskSpec = Field(default_factory=TaskSpec)
     partition: PartitionSpec = Field(default_factory=PartitionSpec)
     share: ShareSpec = Field(default_factory=ShareSpec)
@@ -115,6 +141,11 @@ class SiteSpec(Spec):
     mode: Literal["async", "sync"] = "async"
     rounds: Positive | None = None
     evaluate_every: Positive = 10
+
+    @property
+    def waits_for_broker(self) -> bool:
+        """Whether the broker may come up after this site."""
+        return self.broker is not None and self.broker.wait
 
     def evaluates(self, round_: int) -> bool:
         """Say whether the model is measured after round ``round_`` (from 0)."""
@@ -139,6 +170,7 @@ class SiteFile:
 def read_site(path: Path) -> SiteFile:
     """Read the file and look past its mistakes; raises ConfigError where it is missing or no TOML."""
     settings = _settings(path)
+    choice = list(_choice_mistakes(settings, path))
     mistakes = settings.mistakes(SiteSpec)
     mistaken = frozenset(str(mistake.key[0]) for mistake in mistakes if mistake.key)
     doubtful = frozenset(str(mistake.key[0]) for mistake in mistakes if mistake.key and not mistake.surplus)
@@ -148,12 +180,19 @@ def read_site(path: Path) -> SiteFile:
     spec = None
     if not settings.mistakes(SiteSpec):
         spec = _resolved(settings.validate(SiteSpec), path.parent)
-    return SiteFile(path, spec, tuple(mistake.line for mistake in mistakes), mistaken, doubtful)
+    lines = [*(mistake.line for mistake in mistakes), *choice]
+    if choice:
+        mistaken |= set(TRANSPORTS)
+    return SiteFile(path, spec, tuple(lines), mistaken, doubtful)
 
 
 def load_site(path: Path) -> SiteSpec:
     """Return the site that the file describes; raises ConfigError with the first mistake."""
-    return _resolved(_settings(path).validate(SiteSpec), path.parent)
+    settings = _settings(path)
+    spec = settings.validate(SiteSpec)
+    for mistake in _choice_mistakes(settings, path):
+        raise ConfigError(mistake)
+    return _resolved(spec, path.parent)
 
 
 def load_state_folder(path: Path) -> Path:
@@ -173,6 +212,15 @@ def _settings(path: Path) -> Settings:
     return settings
 
 
+def _choice_mistakes(settings: Settings, path: Path) -> Iterator[str]:
+    """Yield what is wrong with the choice of a transport, whatever is wrong inside of the sections."""
+    given = [name for name in TRANSPORTS if settings.get(name) is not None]
+    if not given:
+        yield f"{path}: no transport is given; add [broker] to gossip over MQTT, or [libp2p] to do without a broker"
+    elif len(given) > 1:
+        yield f"{path}: [broker] and [libp2p] are both given; keep the one that all sites of this federation use"
+
+
 def _resolved(spec: SiteSpec, folder: Path) -> SiteSpec:
     """Return the spec with all its paths relative to ``folder`` made absolute."""
     root = folder.absolute()
@@ -181,10 +229,11 @@ def _resolved(spec: SiteSpec, folder: Path) -> SiteSpec:
         found = {name: getattr(part, name) for name in names}
         return part.model_copy(update={name: root / path for name, path in found.items() if path is not None})
 
-    broker = under(spec.broker, "password_file")
-    if broker.tls is not None:
-        broker = broker.model_copy(update={"tls": under(broker.tls, "ca", "cert", "key")})
-    update: dict[str, Any] = {"site": under(spec.site, "key", "state"), "broker": broker}
+    update: dict[str, Any] = {"site": under(spec.site, "key", "state")}
+    if spec.broker is not None:
+        broker = under(spec.broker, "password_file")
+        tls = None if broker.tls is None else under(broker.tls, "ca", "cert", "key")
+        update["broker"] = broker.model_copy(update={"tls": tls})
     data = spec.task.options.get("path")
     # What the options of a person's own task mean is the task's business.
     if isinstance(data, str) and ":" not in spec.task.name:

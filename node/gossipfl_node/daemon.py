@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gossipfl.errors import ConfigError, GossipflError, TransportUnavailable
+from gossipfl_node.direct import find_mistakes
 from gossipfl_node.journal import Journal
 from gossipfl_node.signals import StopSignals, capture_signals
 from gossipfl_node.site import Site
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 FLUSH_S = 1.0
 """How long an event may wait in memory."""
-MARKS_S = 10.0
-"""How often replay marks reach the disk: what was heard since could be replayed, once, after a crash."""
+SAVE_S = 10.0
+"""How often replay marks and address records reach the disk: what was heard since a crash could be replayed, once."""
 BROKER_PAUSE_S = 3.0
 """Pause between two attempts to reach a broker that is waited for."""
 
@@ -34,6 +35,8 @@ def run_site(spec: SiteSpec) -> None:
     site = Site(spec)
     name = site.federation.me.name
     log.info("site %s (%s) of federation %s", name, site.identity.peer_id, spec.federation.name)
+    for mistake in find_mistakes(spec):
+        raise ConfigError(mistake)
     with (
         StateFolder(spec.site.state) as state,
         capture_signals() as signals,
@@ -60,10 +63,12 @@ class Daemon:
         learner = site.learner(incarnation)
         core = site.core(learner, incarnation)
         core.restore_replay_marks(state.replay_marks())
-        transport = site.transport(patient=site.spec.broker.wait)
+        self._records: tuple[bytes, ...] = tuple(state.address_records())
+        self._direct = site.direct_transport(incarnation, self._records) if site.spec.libp2p is not None else None
+        transport = self._direct or site.broker_transport(patient=site.spec.waits_for_broker)
         compute = ThreadCompute(site.federation.me.name)
         self._agent = Agent(core, learner, transport, compute, site.agent_options(), ledger)
-        self._standing = Standing(site, ledger, core, transport, incarnation, learner.layout.size)
+        self._standing = Standing(site, ledger, core, transport, self._direct, incarnation, learner.layout.size)
         self._phase = "starting"
         self._stopping = asyncio.Event()
 
@@ -101,7 +106,7 @@ class Daemon:
             self._site.spec.mode,
             ", ".join(member.name for member in neighbours),
         )
-        if self._site.spec.broker.wait:
+        if self._site.spec.waits_for_broker:
             self._phase = "waiting for the broker"
             await self._await_broker()
 
@@ -117,7 +122,7 @@ class Daemon:
             await asyncio.wait([keeper])
 
     def _shutdown(self) -> None:
-        self._save_marks()
+        self._save(self._heard_records())
         self._ledger.note("ended", round=self._standing.core.round)
         log.info("ended after %d rounds", self._standing.core.round)
 
@@ -129,7 +134,7 @@ class Daemon:
 
         told = ""
         while not self._stopping.is_set():
-            probe = self._site.transport()
+            probe = self._site.broker_transport()
             try:
                 await self._unless_stopped(asyncio.create_task(probe.start(), name="daemon.probe"), cancel=True)
             except NoUseRetrying:
@@ -160,7 +165,7 @@ class Daemon:
 
     async def _end(self, agent: asyncio.Task[Any]) -> None:
         """Let the agent finish and drain, for a bounded time."""
-        if self._ledger.link.state == "connecting":  # it has never met the broker: nothing to drain
+        if self._direct is None and self._ledger.link.state == "connecting":  # no broker yet: nothing to drain
             await _cancelled(agent)
             return
         await asyncio.wait([agent], timeout=self._site.spec.site.stop_timeout_s)
@@ -175,19 +180,30 @@ class Daemon:
 
     async def _keep_state(self) -> None:
         loop = asyncio.get_running_loop()
-        marks_at = loop.time() + MARKS_S
+        save_at = loop.time() + SAVE_S
         while True:
             await asyncio.sleep(FLUSH_S)
             self._ledger.journal.flush()
-            if loop.time() >= marks_at:
-                await asyncio.to_thread(self._save_marks)
-                marks_at = loop.time() + MARKS_S
+            if loop.time() >= save_at:
+                await asyncio.to_thread(self._save, self._heard_records())
+                save_at = loop.time() + SAVE_S
 
-    def _save_marks(self) -> None:
+    def _heard_records(self) -> tuple[bytes, ...]:
+        return self._direct.address_records() if self._direct is not None else ()
+
+    def _save(self, records: tuple[bytes, ...]) -> None:
+        """Keep replay marks, and address records if there are others than before."""
         try:
             self._state.save_replay_marks(self._standing.core.replay_marks())
         except ConfigError as error:
             log.error("replay marks are not kept: %s", error)  # noqa: TRY400 - the line says it all
+        if not records or records == self._records:
+            return
+        try:
+            self._state.save_address_records(records)
+            self._records = records
+        except ConfigError as error:
+            log.error("address records are not kept: %s", error)  # noqa: TRY400 - as above
 
     def _document(self) -> dict[str, Any]:
         return self._standing.document(self._phase, asyncio.get_running_loop().time())

@@ -12,6 +12,8 @@ from gossipfl.membership import Member, Membership, federation_id_of
 from gossipfl.settings import suggest
 from gossipfl.topology.graph import Topology, canonical_edges
 from gossipfl.topology.weights import metropolis
+from gossipfl.transports.libp2p.addresses import Address, dialable
+from gossipfl.transports.libp2p.options import MAX_ADDRESSES
 
 if TYPE_CHECKING:
     from gossipfl_node.config import FederationSpec
@@ -57,9 +59,10 @@ class Federation:
 
 
 def find_mistakes(spec: FederationSpec, site: str) -> Iterator[str]:
-    """Yield, one line each, what is wrong with members, edges, and this site's place among them."""
+    """Yield, one line each, what is wrong with members, addresses, edges, and this site's place among them."""
     members = list(_member_mistakes(spec))
     yield from members
+    yield from _address_mistakes(spec)
     if site not in spec.members:
         yield f'site.name "{site}" is no member{suggest(site, spec.members)}; members: {_listed(spec.members)}'
     edges = list(_edge_mistakes(spec))
@@ -95,6 +98,26 @@ def _member_mistakes(spec: FederationSpec) -> Iterator[str]:
         twin = folded.setdefault(name.casefold(), name)
         if twin != name:
             yield f'federation.members: names "{twin}" and "{name}" are too alike; change one'
+
+
+def _address_mistakes(spec: FederationSpec) -> Iterator[str]:
+    owners: dict[Address, str] = {}
+    for name, texts in spec.addresses.items():
+        key = f"federation.addresses.{name}"
+        if name not in spec.members:
+            yield f"{key} names no member{suggest(name, spec.members)}"
+            continue
+        if len(texts) > MAX_ADDRESSES:
+            yield f"{key} has {len(texts)} entries; at most {MAX_ADDRESSES}"
+        for text in texts:
+            try:
+                address = dialable(text, spec.members[name])
+            except ConfigError as error:
+                yield f"{key}: {error}"
+                continue
+            owner = owners.setdefault(address, name)
+            if owner != name:
+                yield f"{key}: {address} is the address of {owner}, too; correct one of them"
 
 
 def _edge_mistakes(spec: FederationSpec) -> Iterator[str]:

@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 LINES: Mapping[str, tuple[int, str]] = {
     "link-up": (logging.INFO, "connected to the broker at {detail}"),
     "link-down": (logging.WARNING, "lost the broker, trying again until it answers: {detail}"),
+    "link-refused": (logging.WARNING, "a connection was refused: {detail}"),
     "join_timeout": (logging.WARNING, "starting without {silent}: not heard yet"),
     "neighbour_joined": (logging.INFO, "{peer} joined at its round {round}"),
     "neighbour_restarted": (logging.INFO, "{peer} was restarted"),
@@ -38,10 +39,17 @@ LINES: Mapping[str, tuple[int, str]] = {
     "keyframe": (logging.DEBUG, "took a keyframe of {peer}"),
 }
 
+PEER_LINES: Mapping[str, tuple[int, str]] = {
+    "link-up": (logging.INFO, "{peer} connected at {detail}"),
+    "link-down": (logging.WARNING, "lost the link to {peer}: {detail}"),
+}
+"""Lines of events that mean something else where they come with a peer."""
+
 
 def narrate(event: str, fields: Mapping[str, Any]) -> None:
     """Log one event; one that has no line of its own is logged as it is, at debug level."""
-    level, line = LINES.get(event, (logging.DEBUG, ""))
+    lines = PEER_LINES if "peer" in fields and event in PEER_LINES else LINES
+    level, line = lines.get(event, (logging.DEBUG, ""))
     if not log.isEnabledFor(level):
         return
     shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -12,6 +12,7 @@ from rich.table import Table
 from gossipfl.summary import quantity
 
 COLUMNS = ("neighbour", "state", "last heard", "round", "staleness", "accepted", "rejected")
+LINK_COLUMNS = ("link to", "state", "for", "address, or why not")
 
 
 def print_status(document: Mapping[str, Any]) -> None:
@@ -29,16 +30,29 @@ def print_status(document: Mapping[str, Any]) -> None:
     for neighbour in document["neighbours"]:
         table.add_row(*_row(neighbour))
     console.print(table)
+    if document["libp2p"] is not None:
+        console.print(_link_table(document["libp2p"]["links"]))
+
+
+def _link_table(links: Mapping[str, Any]) -> Table:
+    """Return a table of its own: an address takes half a line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in LINK_COLUMNS:
+        table.add_column(column, overflow="fold")
+    for name, link in links.items():
+        where = ": ".join(text for text in (link["address"], link["detail"]) if text)
+        table.add_row(name, link["state"], _duration(link["since_s"]), where or "-")
+    return table
 
 
 def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    broker, traffic = document["broker"], document["traffic"]
+    traffic = document["traffic"]
     ended = f" of {document['rounds']}" if document["rounds"] else ""
     facts = [
         ("site", f"{document['site']}  {document['peer_id']}  in {document['federation']}"),
         ("daemon", f"{document['phase']}, process {document['pid']}, incarnation {document['incarnation']}"),
         ("up", f"{_duration(document['uptime_s'])}, since {document['up_since']}"),
-        ("broker", f"{broker['address']} {broker['link']} for {_duration(broker['since_s'])}" + _reconnects(broker)),
+        _transport(document),
         ("round", f"{document['round']}{ended} ({document['mode']}, {document['rule']}, {document['codec']})"),
     ]
     last, evaluation = document["last_round"], document["evaluation"]
@@ -57,8 +71,19 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _reconnects(broker: Mapping[str, Any]) -> str:
-    count = broker["reconnects"]
+def _transport(document: Mapping[str, Any]) -> tuple[str, str]:
+    broker, libp2p = document["broker"], document["libp2p"]
+    if libp2p is None:
+        up = f"{broker['address']} {broker['link']} for {_duration(broker['since_s'])}"
+        return "broker", up + _reconnects(broker)
+    links = libp2p["links"].values()
+    up = f"{sum(link['state'] == 'up' for link in links)} of {len(links)} links up" + _reconnects(libp2p)
+    listening = f"listening on {', '.join(libp2p['listening'])}" if libp2p["listening"] else "not listening"
+    return "libp2p", f"{listening}; {up}"
+
+
+def _reconnects(transport: Mapping[str, Any]) -> str:
+    count = transport["reconnects"]
     return f", {count} reconnections" if count else ""
 
 

@@ -1,10 +1,12 @@
-"""From a site's file to its working parts: key, learner, protocol core, way to the broker."""
+"""From a site's file to its working parts: key, learner, protocol core, transport."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import ssl
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +15,14 @@ from typing import TYPE_CHECKING
 from gossipfl.digest import derive_seed
 from gossipfl.errors import ConfigError, DataError
 from gossipfl.identity import Identity
+from gossipfl_node.direct import options_of
 from gossipfl_node.federation import Federation
 
 if TYPE_CHECKING:
     from gossipfl.agent import AgentOptions
     from gossipfl.gossip import GossipCore
     from gossipfl.tasks.base import Learner
+    from gossipfl.transports.libp2p.transport import Libp2pTransport
     from gossipfl.transports.mqtt import MqttTransport
     from gossipfl.transports.mqtt_options import MqttOptions, TlsFiles
     from gossipfl_node.config import BrokerSection, SiteSpec
@@ -81,18 +85,36 @@ class Site:
             horizon=spec.rounds,
         )
 
-    def transport(self, *, patient: bool = False) -> MqttTransport:
+    def broker_transport(self, *, patient: bool = False) -> MqttTransport:
         """Return the way to the broker; a ``patient`` one tries to reach it for ever."""
         from gossipfl.transports.mqtt import MqttTransport
 
         options = self.mqtt_options(PATIENT_TRIES if patient else 3)
         return MqttTransport(self.identity.peer_id, list(self.federation.weights), options)
 
+    def direct_transport(self, incarnation: int, remembered: Iterable[bytes]) -> Libp2pTransport:
+        """Return the links to the neighbours; ``remembered`` are the address records of former starts."""
+        options = options_of(self.spec, incarnation)
+        from gossipfl.transports.libp2p.transport import Libp2pTransport
+
+        federation = self.federation
+        members = [member.peer_id for member in federation.membership]
+        neighbours = list(federation.weights)
+        return Libp2pTransport(self.identity, neighbours, options, members=members, remembered=remembered)
+
+    def listener(self) -> Libp2pTransport:
+        """Return a transport that listens where this site would, dials nobody and lets nobody in."""
+        options = options_of(self.spec, incarnation=1)
+        from gossipfl.transports.libp2p.transport import Libp2pTransport
+
+        return Libp2pTransport(self.identity, [], dataclasses.replace(options, addresses={}, mdns=False))
+
     def mqtt_options(self, start_tries: int) -> MqttOptions:
         """Return how to reach and log in to the broker."""
         from gossipfl.transports.mqtt_options import MqttOptions
 
         broker = self.spec.broker
+        assert broker is not None
         return MqttOptions(
             host=broker.host,
             port=broker.port_number,

@@ -4,18 +4,21 @@ state/
   lock              held by the running daemon; names its process
   incarnation       how often the daemon was started: grows at each start, on the disk before it is used
   replay.json       replay marks: (incarnation, highest sequence) of each neighbour's last message
+  addresses.json    over libp2p: what members last signed about where they are, as base64
   events.jsonl      what happened; older ones are events.jsonl.1 to .4
   status.sock       answers `gossipfl-node status`
 """
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
+import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +29,7 @@ from gossipfl.identity import PeerId
 LOCK_FILE = "lock"
 INCARNATION_FILE = "incarnation"
 REPLAY_FILE = "replay.json"
+ADDRESSES_FILE = "addresses.json"
 EVENTS_FILE = "events.jsonl"
 STATUS_SOCKET = "status.sock"
 
@@ -33,6 +37,10 @@ LOCK_PATIENCE_S = 0.5
 """How long a starting daemon tries for the lock: whoever asks for the status holds it for an instant."""
 MAX_INCARNATION = 2**53
 """What every reader of JSON can hold exactly."""
+MAX_ADDRESSES_BYTES = 512 * 1024
+"""Longest file of address records, some 2,000 of the usual size; what does not fit is left out."""
+
+log = logging.getLogger(__name__)
 
 
 class StateFolder:
@@ -123,6 +131,29 @@ class StateFolder:
     def save_replay_marks(self, marks: Mapping[PeerId, tuple[int, int]]) -> None:
         """Put the marks on the disk in one step; raises ConfigError where it cannot be written."""
         self._write(REPLAY_FILE, json.dumps(marks) + "\n")
+
+    def address_records(self) -> list[bytes]:
+        """Return the address records that were last saved; of a file that is broken, none, and the log says so.
+
+        Each is signed by its own site, and can be had again from any neighbour: no reason not to start.
+        """
+        try:
+            text = _read(self.path / ADDRESSES_FILE)
+            return [] if text is None else [base64.b64decode(each, validate=True) for each in json.loads(text)]
+        except (ConfigError, ValueError, TypeError, RecursionError) as error:
+            log.warning("%s is broken, and begun anew: %s", self.path / ADDRESSES_FILE, error)
+            return []
+
+    def save_address_records(self, records: Sequence[bytes]) -> None:
+        """Put the records on the disk in one step; raises ConfigError where it cannot be written."""
+        lines, size_bytes = [], 0
+        for record in records:
+            line = json.dumps(base64.b64encode(record).decode("ascii"))
+            size_bytes += len(line) + len(",\n")
+            if size_bytes > MAX_ADDRESSES_BYTES - len("[]\n"):
+                break
+            lines.append(line)
+        self._write(ADDRESSES_FILE, "[" + ",\n".join(lines) + "]\n")
 
     def _write(self, name: str, text: str) -> None:
         try:

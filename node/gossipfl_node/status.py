@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gossipfl.robust.base import Verdict
     from gossipfl.tasks.base import Evaluation
     from gossipfl.transports.base import Transport
+    from gossipfl.transports.libp2p.transport import Libp2pTransport, LinkState
     from gossipfl_node.federation import Federation
     from gossipfl_node.journal import Journal
     from gossipfl_node.site import Site
@@ -57,7 +58,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Link:
-    """The link to the broker."""
+    """The link to the broker; over libp2p, the transport knows its links itself."""
 
     state: str = "connecting"
     since_s: float = 0.0
@@ -100,7 +101,7 @@ class Ledger:
             fields["peer"] = self.federation.name_of(report.peer)
         if "silent" in fields:
             fields["silent"] = [self.federation.name_of(peer) for peer in fields["silent"]]
-        if report.event in {"link-up", "link-down"}:
+        if report.event in {"link-up", "link-down"} and report.peer is None:
             self.link = Link(report.event.removeprefix("link-"), self.elapsed_s, str(fields.get("detail", "")))
         self.events[report.event] += 1
         self.note(report.event, **fields)
@@ -146,18 +147,20 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Everything that a status document is made of."""
+    """Everything that a status document is made of; ``direct`` is the transport where it has links of its own."""
 
     site: Site
     ledger: Ledger
     core: GossipCore
     transport: Transport
+    direct: Libp2pTransport | None
     incarnation: int
     parameters: int
 
     def document(self, phase: str, now: float) -> dict[str, Any]:
         """Return the status as JSON values; ``now`` is the agent's clock. What is not known is None."""
         ledger, core, spec = self.ledger, self.core, self.site.spec
+        links = self.direct.links() if self.direct is not None else {}
         if phase == "running" and core.round == 0 and not core.all_joined:
             phase = "joining"
         return {
@@ -180,7 +183,8 @@ class Standing:
             "last_round": self._last_round(),
             "evaluation": self._evaluation(),
             "broker": self._broker(),
-            "neighbours": [self._neighbour(peer, other, now) for peer, other in core.followed.items()],
+            "libp2p": self._libp2p(links, now),
+            "neighbours": [self._neighbour(peer, other, links.get(peer), now) for peer, other in core.followed.items()],
             "dropped": dict(sorted(core.exchange.post.dropped.items())),
             "traffic": self._traffic(),
             "events": dict(sorted(ledger.events.items())),
@@ -204,13 +208,32 @@ class Standing:
         round_, measured = self.ledger.evaluation
         return {"round": round_, "loss": measured.loss, "accuracy": measured.accuracy, "metrics": measured.metrics}
 
-    def _broker(self) -> dict[str, Any]:
-        link = self.ledger.link
+    def _broker(self) -> dict[str, Any] | None:
+        link, broker = self.ledger.link, self.site.spec.broker
+        if broker is None:
+            return None
         return {
-            "address": self.site.spec.broker.address,
+            "address": broker.address,
             "link": link.state,
             "since_s": round(self.ledger.elapsed_s - link.since_s, 3),
             "detail": link.detail,
+            "reconnects": self.transport.counters.reconnects,
+        }
+
+    def _libp2p(self, links: Mapping[PeerId, LinkState], now: float) -> dict[str, Any] | None:
+        if self.direct is None:
+            return None
+        return {
+            "listening": list(self.direct.listening),
+            "links": {
+                self.ledger.federation.name_of(peer): {
+                    "state": link.state,
+                    "address": link.address or None,
+                    "since_s": round(now - link.since_s, 3),
+                    "detail": link.detail,
+                }
+                for peer, link in links.items()
+            },
             "reconnects": self.transport.counters.reconnects,
         }
 
@@ -224,13 +247,15 @@ class Standing:
             "frames_dropped": dict(counters.by_reason),
         }
 
-    def _neighbour(self, peer: PeerId, other: Followed, now: float) -> dict[str, Any]:
+    def _neighbour(self, peer: PeerId, other: Followed, link: LinkState | None, now: float) -> dict[str, Any]:
         heard = other.incarnation >= 0
         tally = self.ledger.tallies.get(peer, Tally())
         return {
             "name": self.ledger.federation.name_of(peer),
             "peer_id": peer,
             "state": self._state_of(peer, other, now),
+            "link": link.state if link is not None else None,
+            "address": (link.address or None) if link is not None else None,
             "refused": other.refused,
             "last_heard_s": round(now - other.times.heard, 3) if heard else None,
             "incarnation": other.incarnation if heard else None,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from mosquitto import free_port, make_certificates, mosquitto_program, password_lines, running_mosquitto
-from site_daemons import Daemon, Deployment, address, ring
+from site_daemons import Daemon, Deployment, address, listening, on_loopback, ring
 
 from gossipfl.entry import run_app
 from gossipfl.errors import ConfigError, TransportUnavailable
+from gossipfl.identity import Identity
 from gossipfl_node.check import check_site
 from gossipfl_node.cli import app
 from gossipfl_node.config import load_site
 from gossipfl_node.daemon import run_site
+from gossipfl_node.direct import find_mistakes
 from gossipfl_node.federation import Federation
 from gossipfl_node.site import Site
 
@@ -31,6 +34,13 @@ def deployment(tmp_path: Path) -> Deployment:
 @pytest.fixture
 def alpha(deployment: Deployment) -> Daemon:
     return deployment.site("alpha", ring(NAMES), address(1883))
+
+
+@pytest.fixture
+def direct(deployment: Deployment) -> Daemon:
+    """Alpha without a broker, and the addresses of two neighbours."""
+    deployment.addresses = {"beta": on_loopback(4002), "gamma": "/dns4/gamma.example.org/tcp/4001"}
+    return deployment.site("alpha", ring(NAMES), listening(on_loopback(4001)))
 
 
 def rewrite(daemon: Daemon, **changes: str) -> None:
@@ -118,13 +128,135 @@ def test_each_mistake_has_its_line(alpha: Daemon, old: str, new: str, line: str 
         assert [line in each for each in found].count(True) == 1, found
 
 
-def test_a_key_that_others_can_read_is_refused(alpha: Daemon) -> None:
+def test_a_good_site_without_a_broker_has_no_mistake(direct: Daemon) -> None:
+    findings = check_site(direct.file, broker=False)
+    assert findings.mistakes == ()
+    assert findings.summary.endswith("task digits; libp2p on /ip4/127.0.0.1/tcp/4001")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("/tcp/4002", "/udp/4002", "federation.addresses.beta: address '/ip4/127.0.0.1/udp/4002' is no multiaddress"),
+        ("/ip4/127.0.0.1/tcp/4002", "127.0.0.1:4002", "federation.addresses.beta: address '127.0.0.1:4002' is no"),
+        ("/tcp/4002", "/tcp/0", "federation.addresses.beta: address '/ip4/127.0.0.1/tcp/0': port 0 cannot be dialled"),
+        ("127.0.0.1/tcp/4002", "0.0.0.0/tcp/4002", "stands for any machine; name the site's own address"),
+        ("/tcp/4002", "/tcp/4002/p2p/{gamma}", "federation.addresses.beta: address '/ip4/127.0.0.1/tcp/4002/p2p/12D3"),
+        ("/tcp/4002", "/tcp/4002/p2p/{beta}", None),
+        ("gamma.example.org", "127.0.0.1 x", "federation.addresses.gamma: address '/dns4/127.0.0.1 x/tcp/4001'"),
+        (
+            "/dns4/gamma.example.org/tcp/4001",
+            "/ip4/127.0.0.1/tcp/4002",
+            "federation.addresses.gamma: /ip4/127.0.0.1/tcp/4002 is the address of beta, too; correct one of them",
+        ),
+        ("gamma = [", "gama = [", 'federation.addresses.gama names no member; did you mean "gamma"?'),
+        ('beta = ["/ip4/127.0.0.1/tcp/4002"]', 'beta = "/x"', "federation.addresses.beta must be a list"),
+        ('"/ip4/127.0.0.1/tcp/4001"]', "]", "libp2p.listen is empty; name an address, such as /ip4/0.0.0.0/tcp/4001"),
+        (
+            "127.0.0.1/tcp/4001",
+            "localhost/tcp/4001",
+            "libp2p.listen: address '/ip4/localhost/tcp/4001': 'localhost' is",
+        ),
+        ("/ip4/127.0.0.1/tcp/4001", "/dns4/a.b/tcp/4001", "listen on an IP address, such as /ip4/0.0.0.0/tcp/4001"),
+        ("dead_s = 1.5", 'announce = ["alpha.example:4001"]', "libp2p.announce: address 'alpha.example:4001' is no"),
+        ("ping_s = 0.5", "ping_s = 5.0", "libp2p.ping_s must be less than libp2p.dead_s (1.5), or no link would last"),
+        ("ping_s = 0.5", "ping_s = 0", "libp2p.ping_s must be more than 0"),
+        ("dead_s = 1.5", "dead = 1.5", 'libp2p.dead is an unknown key; did you mean "dead_s"?'),
+        (
+            "[libp2p]\n",
+            '[broker]\nhost = "x"\n[libp2p]\n',
+            "[broker] and [libp2p] are both given; keep the one that all",
+        ),
+        ("[libp2p]\n", "[broker]\n[libp2p]\nmdns = true\n", "[broker] and [libp2p] are both given"),
+    ],
+)
+def test_each_mistake_without_a_broker_has_its_line(direct: Daemon, old: str, new: str, line: str | None) -> None:
+    ids = {name: Identity.load(direct.folder.parent / name / "site.key").peer_id for name in NAMES}
+    rewrite(direct, **{old: new.format(**ids) if "{" in new else new})
+    found = mistakes(direct)
+    if line is None:
+        assert found == []
+    else:
+        assert [line in each for each in found].count(True) == 1, found
+        assert len(found) == 1 + any("broker.host is missing" in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("start", "line"),
+    [
+        ("", "no transport is given; add [broker] to gossip over MQTT, or [libp2p] to do without a broker"),
+        ("libp2p = {}", "federation.addresses is empty, and libp2p.mdns is off: no site could find another"),
+        ("libp2p = {mdns = true}", None),
+    ],
+)
+def test_a_site_needs_a_transport_and_a_way_to_be_found(alpha: Daemon, start: str, line: str | None) -> None:
+    alpha.file.write_text(start + alpha.file.read_text().partition("[broker]")[0])
+    found = mistakes(alpha)
+    if line is None:
+        assert found == []
+        return
+    assert [line in each for each in found] == [True]
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        run_site(load_site(alpha.file))
+    assert not alpha.state.exists()
+
+
+def test_addresses_do_no_harm_over_a_broker(direct: Daemon) -> None:
+    direct.file.write_text(direct.file.read_text().partition("[libp2p]")[0] + address(1883))
+    assert mistakes(direct) == []
+
+
+def test_two_members_never_have_one_key(direct: Daemon, deployment: Deployment) -> None:
+    rewrite(direct, **{deployment.members["gamma"].peer_id: deployment.members["beta"].peer_id})
+    (line,) = mistakes(direct)
+    assert line == "federation.members.gamma has the peer id of beta; each site needs a key of its own"
+
+
+def test_without_the_library_one_line_says_what_to_install(direct: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    (line,) = mistakes(direct)
+    assert "needs py-libp2p, which is not installed; run: pip install 'gossipfl[libp2p]'" in line
+    with pytest.raises(ConfigError, match="not installed"):
+        run_site(load_site(direct.file))
+    assert not direct.state.exists()
+
+
+def _uncommented(text: str) -> str:
+    """Return a TOML text with the tables and lists in it that are commented out."""
+    return re.sub(r"^# (\[[\w.]+\]|\w+ = (?:\[|false|\d\.))", r"\1", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("transport", ["broker", "libp2p"])
+def test_the_example_is_a_site_with_either_transport(tmp_path: Path, transport: str) -> None:
+    """As it stands, and with what is commented out in the place of the broker."""
+    example = (Path(__file__).parents[2] / "node/site.example.toml").read_text()
+    while "12D3KooW..." in example:
+        example = example.replace("12D3KooW...", Identity.generate().peer_id, 1)
+    if transport == "libp2p":
+        head, _, rest = example.partition("[broker]")
+        section, _, rest = rest.partition("# [libp2p]")[2].partition("[task]")
+        example = _uncommented(head) + _uncommented("# [libp2p]" + section) + "[task]" + rest
+    path = tmp_path / "site.toml"
+    path.write_text(example)
+    spec = load_site(path)
+    assert (spec.broker is None, spec.libp2p is None) == (transport == "libp2p", transport == "broker")
+    assert set(spec.federation.addresses) == ({"airport", "harbour"} if spec.libp2p else set())
+    assert spec.libp2p is None or len(spec.libp2p.listen) == len(spec.libp2p.announce) == 1
+    assert Federation.of(spec.federation, "airport").neighbours
+    assert list(find_mistakes(spec)) == []
+
+
+@pytest.mark.parametrize("transport", ["alpha", "direct"])
+def test_a_key_that_others_can_read_is_refused(transport: str, request: pytest.FixtureRequest) -> None:
+    alpha: Daemon = request.getfixturevalue(transport)
     (alpha.folder / "site.key").chmod(0o644)
     alpha.state.mkdir(mode=0o777)
     alpha.state.chmod(0o777)
     found = mistakes(alpha)
     assert any("is open to other users; run: chmod 600" in line for line in found)
     assert any("may be written by other users; run: chmod go-w" in line for line in found)
+    with pytest.raises(ConfigError, match="is open to other users"):
+        run_site(load_site(alpha.file))
 
 
 @pytest.mark.parametrize("content", [None, "a = ", b"\xff"])

@@ -1,4 +1,4 @@
-"""Daemons as real processes on a real broker: gossip, faults, signals."""
+"""Daemons as real processes, on a real broker and without one: gossip, faults, signals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import pytest
 from mosquitto import free_port
-from site_daemons import COMMAND, PATIENCE_S, Daemon, Deployment, address, ended_in_the_end, ring
+from site_daemons import (
+    COMMAND,
+    PATIENCE_S,
+    Daemon,
+    Deployment,
+    address,
+    connected,
+    ended_in_the_end,
+    listening,
+    on_loopback,
+    reconnects,
+    ring,
+)
 
 from gossipfl.identity import Identity
 from gossipfl.membership import federation_id_of
@@ -40,21 +54,47 @@ class Brokers:
         self._stack.enter_context(start_broker_process(port=self.port))
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Brokers]:
-    brokers = Brokers()
-    yield brokers
-    brokers.die()
+@dataclass
+class Way:
+    """How sites reach each other: through ``broker``, or where there is none, at a loopback port of each."""
+
+    broker: Brokers | None
+
+    def site(self, deployment: Deployment, name: str, changes: Mapping[str, str] | None = None) -> Daemon:
+        """Write a member's file, in a ring of all members."""
+        edges = ring(list(deployment.members))
+        if self.broker is not None:
+            return deployment.site(name, edges, address(self.broker.port), changes)
+        for member in deployment.members:
+            deployment.addresses.setdefault(member, on_loopback(free_port()))
+        return deployment.site(name, edges, listening(deployment.addresses[name]), changes)
+
+
+@pytest.fixture(scope="module", params=["mqtt", "libp2p"])
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    brokers = Brokers() if request.param == "mqtt" else None
+    yield Way(brokers)
+    if brokers is not None:
+        brokers.die()
+
+
+over_mqtt = pytest.mark.parametrize("way", ["mqtt"], indirect=True)
+
+
+@pytest.fixture
+def broker(way: Way) -> Brokers:
+    assert way.broker is not None
+    return way.broker
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory, broker: Brokers) -> Iterator[list[Daemon]]:
+def sites(tmp_path_factory: pytest.TempPathFactory, way: Way) -> Iterator[list[Daemon]]:
     """Three sites in a triangle, started together."""
     names = ["alpha", "beta", "gamma"]
     deployment = Deployment(tmp_path_factory.mktemp("sites"), "triangle")
     for name in names:
         deployment.add(name)
-    daemons = [deployment.site(name, ring(names), address(broker.port)) for name in names]
+    daemons = [way.site(deployment, name) for name in names]
     with ended_in_the_end(daemons):
         for daemon in daemons:
             daemon.start()
@@ -64,35 +104,27 @@ def sites(tmp_path_factory: pytest.TempPathFactory, broker: Brokers) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def loners(tmp_path_factory: pytest.TempPathFactory, broker: Brokers) -> Iterator[dict[str, Daemon]]:
-    """Sites whose neighbour never comes: two in a round without end, one whose broker never comes either."""
+def loners(tmp_path_factory: pytest.TempPathFactory, way: Way) -> Iterator[dict[str, Daemon]]:
+    """Sites whose neighbour never comes, in a round without end."""
+    endless = {"local_steps = 2": "local_steps = 1000000000", "join_timeout_s = 20.0": "join_timeout_s = 0.01"}
     daemons = {}
-    for name, port, changes in (
-        ("stuck", broker.port, {"local_steps = 2": "local_steps = 1000000000"}),
-        (
-            "late",
-            broker.port,
-            {"local_steps = 2": "local_steps = 1000000000", "[gossip]": "stop_timeout_s = 0.2\n[gossip]"},
-        ),
-        ("waiting", free_port(), {}),
-    ):
+    for name, changes in (("stuck", {}), ("late", {"[gossip]": "stop_timeout_s = 0.2\n[gossip]"})):
         deployment = Deployment(tmp_path_factory.mktemp(name), name)
         deployment.add(name)
         deployment.add("nobody")
-        daemons[name] = deployment.site(
-            name,
-            [(name, "nobody")],
-            address(port, "wait = true"),
-            {"join_timeout_s = 20.0": "join_timeout_s = 0.01", **changes},
-        )
+        daemons[name] = way.site(deployment, name, {**endless, **changes})
     with ended_in_the_end(list(daemons.values())):
-        for name, daemon in daemons.items():
-            daemon.start(forked=name != "waiting")
+        for daemon in daemons.values():
+            daemon.start()
         yield daemons
 
 
 def _mixed(neighbour: dict[str, Any]) -> bool:
     return bool(neighbour["state"] == "joined" and neighbour["accepted"] > 0)
+
+
+def _kept(file: Path) -> Any:
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def test_sites_train_and_average_with_each_other(sites: list[Daemon]) -> None:
@@ -101,7 +133,7 @@ def test_sites_train_and_average_with_each_other(sites: list[Daemon]) -> None:
         assert status["phase"] == "running"
         assert status["site"] == daemon.name
         assert status["peer_id"] == daemon.identity.peer_id
-        assert status["broker"]["link"] == "up"
+        assert connected(status)
         assert status["last_round"]["loss"] > 0
         assert 0 <= status["evaluation"]["accuracy"] <= 1
         assert {each["name"] for each in status["neighbours"]} == {other.name for other in sites} - {daemon.name}
@@ -115,8 +147,31 @@ def test_status_for_people_and_for_programs(sites: list[Daemon]) -> None:
         line = subprocess.run([*COMMAND, "status", *place, "--json"], capture_output=True, check=True, text=True).stdout
         assert json.loads(line)["site"] == "alpha"
     people = subprocess.run([*COMMAND, "status", str(alpha.file)], capture_output=True, check=True, text=True).stdout
-    for word in ("alpha", "running", "beta", "gamma", "joined"):
+    network = alpha.status()["libp2p"]
+    words = ["alpha", "running", "beta", "gamma", "joined"]
+    words += ["broker"] if network is None else ["2 of 2 links up", *network["listening"]]
+    for word in words:
         assert word in people
+
+
+def test_status_names_the_links_of_the_transport_in_use(sites: list[Daemon], way: Way) -> None:
+    alpha, beta, gamma = sites
+    status = alpha.until(connected)
+    if way.broker is not None:
+        assert status["libp2p"] is None
+        assert status["broker"]["address"] == f"127.0.0.1:{way.broker.port}"
+        assert {each["link"] for each in status["neighbours"]} == {None}
+        return
+    assert status["broker"] is None
+    links = status["libp2p"]["links"]
+    assert set(links) == {beta.name, gamma.name}
+    for each in status["neighbours"]:
+        link = links[each["name"]]
+        assert (each["link"], each["address"]) == (link["state"], link["address"])
+        assert each["address"].startswith("/ip4/127.0.0.1/tcp/")
+        assert link["since_s"] >= 0
+    assert "connected at /ip4/127.0.0.1/tcp/" in alpha.log()
+    assert "the broker" not in alpha.log()
 
 
 def test_only_the_owner_may_ask(sites: list[Daemon]) -> None:
@@ -130,15 +185,17 @@ def test_two_daemons_never_share_a_state_folder(sites: list[Daemon]) -> None:
     assert f"in use by process {sites[0].status()['pid']}" in second.stderr
 
 
-def test_check_beside_a_running_daemon_leaves_its_link_alone(sites: list[Daemon]) -> None:
+def test_check_beside_a_running_daemon_leaves_its_links_alone(sites: list[Daemon]) -> None:
+    before = sites[0].until(connected)
     findings = check_site(sites[0].file)
     assert findings.mistakes == ()
     assert "left to the daemon that is running" in findings.summary
-    status = sites[0].status()
-    assert status["broker"]["link"] == "up"
-    assert status["broker"]["reconnects"] == 0
+    after = sites[0].status()
+    assert connected(after)
+    assert reconnects(after) == reconnects(before)
 
 
+@over_mqtt
 def test_a_stranger_on_the_broker_changes_nothing(sites: list[Daemon], broker: Brokers) -> None:
     """Noise, true frames for the second time, a stranger's good-bye, and good-byes in a neighbour's name."""
     alpha, beta = sites[:2]
@@ -181,6 +238,7 @@ async def _publish_as(port: int, victim: Daemon, frames: list[bytes], repeats: i
                 await client.publish(topic, frame)
 
 
+@over_mqtt
 def test_a_broker_that_dies_and_returns_is_survived(sites: list[Daemon], broker: Brokers) -> None:
     before = [daemon.until(lambda status: status["broker"]["link"] == "up") for daemon in sites]
     broker.die()
@@ -196,9 +254,11 @@ def test_a_broker_that_dies_and_returns_is_survived(sites: list[Daemon], broker:
         assert now["pid"] == then["pid"]
 
 
-def test_stopped_and_killed_sites_are_taken_back(sites: list[Daemon], broker: Brokers) -> None:
+def test_stopped_and_killed_sites_are_taken_back(sites: list[Daemon], way: Way) -> None:
     """One is stopped and drains, one is killed: both come back as a new incarnation, and old frames stay refused."""
     alpha, beta, gamma = sites
+    for name in ["replay.json"] if way.broker is not None else ["replay.json", "addresses.json"]:
+        gamma.until(lambda _, name=name: len(_kept(gamma.state / name)) == 2)  # type: ignore[misc]
     former = {daemon.name: daemon.status()["incarnation"] for daemon in sites}
     beta.kill(signal.SIGTERM)
     gamma.kill(signal.SIGKILL)
@@ -210,10 +270,11 @@ def test_stopped_and_killed_sites_are_taken_back(sites: list[Daemon], broker: Br
         with pytest.raises(NotRunningError, match="no daemon is running"):
             daemon.status()
 
-    marks = json.loads((beta.state / "replay.json").read_text())
-    assert {peer: mark[0] for peer, mark in marks.items()} == {
-        daemon.identity.peer_id: former[daemon.name] for daemon in (alpha, gamma)
-    }
+    for daemon, others in ((beta, (alpha, gamma)), (gamma, (alpha, beta))):
+        marks = _kept(daemon.state / "replay.json")
+        assert {peer: mark[0] for peer, mark in marks.items()} == {
+            other.identity.peer_id: former[other.name] for other in others
+        }
     assert beta.events()[-1]["event"] == "ended"
 
     for daemon in (beta, gamma):
@@ -221,12 +282,14 @@ def test_stopped_and_killed_sites_are_taken_back(sites: list[Daemon], broker: Br
     for daemon in (beta, gamma):
         status = daemon.until(lambda status: status["round"] > 2 and all(map(_mixed, status["neighbours"])))
         assert status["incarnation"] > former[daemon.name]
+        daemon.until(connected)
         alpha.until_neighbour(
             daemon,
             lambda each: (
                 each["incarnation"] > former[each["name"]] and each["state"] == "joined" and bool(each["round"])
             ),
         )
+    alpha.until(connected)
 
 
 def test_the_first_signal_drains_and_says_good_bye(sites: list[Daemon]) -> None:
@@ -257,15 +320,20 @@ def test_a_round_that_does_not_end_cannot_hold_up_the_stop(loners: dict[str, Dae
     late.kill(signal.SIGTERM)
     assert late.ended() == 0
     assert "site.stop_timeout_s" in late.log()
-    assert json.loads((late.state / "replay.json").read_text()) == {}
+    assert _kept(late.state / "replay.json") == {}
 
 
-def test_a_site_can_wait_for_its_broker(loners: dict[str, Daemon]) -> None:
-    waiting = loners["waiting"]
-    waiting.until(lambda status: status["phase"] == "waiting for the broker")
-    deadline = time.monotonic() + PATIENCE_S
-    while "waiting for the broker: cannot reach" not in waiting.log() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert "waiting for the broker: cannot reach" in waiting.log()
-    waiting.kill(signal.SIGINT)
-    assert waiting.ended() == 0, waiting.log_end()
+def test_a_site_can_wait_for_its_broker(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, "waiting")
+    for name in ("waiting", "nobody"):
+        deployment.add(name)
+    waiting = deployment.site("waiting", ring(["waiting", "nobody"]), address(free_port(), "wait = true"))
+    with ended_in_the_end([waiting]):
+        waiting.start(forked=False)
+        waiting.until(lambda status: status["phase"] == "waiting for the broker")
+        deadline = time.monotonic() + PATIENCE_S
+        while "waiting for the broker: cannot reach" not in waiting.log() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "waiting for the broker: cannot reach" in waiting.log()
+        waiting.kill(signal.SIGINT)
+        assert waiting.ended() == 0, waiting.log_end()

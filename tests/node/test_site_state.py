@@ -20,8 +20,8 @@ from gossipfl.membership import Membership
 from gossipfl.robust.registry import make_rule
 from gossipfl_node.journal import OLDER_FILES, Journal
 from gossipfl_node.logs import start_logging
-from gossipfl_node.narrate import LINES, narrate
-from gossipfl_node.state import StateFolder, find_mistakes, running_pid
+from gossipfl_node.narrate import LINES, PEER_LINES, narrate
+from gossipfl_node.state import MAX_ADDRESSES_BYTES, StateFolder, find_mistakes, running_pid
 from gossipfl_node.status_socket import NotRunningError, ask
 
 CLOCK_S = 1_800_000_000.0
@@ -71,6 +71,42 @@ def test_replay_marks_come_back_as_they_were_saved(tmp_path: Path) -> None:
     state.save_replay_marks(marks)
     assert state.replay_marks() == marks
     assert list(tmp_path.iterdir()) == [tmp_path / "replay.json"], "no half-written file is left"
+
+
+def test_address_records_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    records = [bytes(range(256)), b"", b"\n"]
+    state = StateFolder(tmp_path)
+    assert state.address_records() == []
+    state.save_address_records(records)
+    assert state.address_records() == records
+    state.save_address_records([])
+    assert state.address_records() == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "addresses.json"], "no half-written file is left"
+
+
+def test_address_records_are_bounded(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    state.save_address_records([number.to_bytes(2) * 1024 for number in range(1000)])
+    assert (tmp_path / "addresses.json").stat().st_size <= MAX_ADDRESSES_BYTES
+    kept = state.address_records()
+    assert 100 < len(kept) < 1000
+    assert kept[-1] == (len(kept) - 1).to_bytes(2) * 1024
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"3", b"null", b'"abc"', b"[1]", b'["?"]', b'["YQ"]', b'["\xc3\xa9"]', b"\xff", b"[" * 100_000]
+)
+def test_broken_address_records_are_begun_anew(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are signed, and every neighbour has them: no reason to keep a site from starting."""
+    (tmp_path / "addresses.json").write_bytes(content)
+    tmp_path.chmod(0o700)
+    with StateFolder(tmp_path) as state:
+        assert state.address_records() == []
+        assert "is broken, and begun anew" in caplog.text
+        state.save_address_records([b"new"])
+        assert state.address_records() == [b"new"]
 
 
 def test_the_folder_is_private_and_locked(tmp_path: Path) -> None:
@@ -185,6 +221,22 @@ def test_every_event_is_one_readable_line(caplog: pytest.LogCaptureFixture) -> N
     assert len(messages) == len(LINES) + 2
     assert not any("{" in message for message in messages[: len(LINES)])
     assert messages[-2:] == ["something_new {'a': 1}", "neighbour_lost {}"]
+
+
+def test_links_to_a_broker_and_to_neighbours_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="gossipfl_node"):
+        for event in PEER_LINES:
+            narrate(event, {"detail": "x"})
+            narrate(event, {"detail": "x", "peer": "beta"})
+        narrate("link-refused", {"detail": "x", "peer": "beta"})
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        "connected to the broker at x",
+        "beta connected at x",
+        "lost the broker, trying again until it answers: x",
+        "lost the link to beta: x",
+        "a connection was refused: x",
+    ]
 
 
 def test_logs_as_json_carry_the_event(capsys: pytest.CaptureFixture[str]) -> None:
