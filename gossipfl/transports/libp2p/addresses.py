@@ -15,7 +15,8 @@ MAX_ADDRESS_CHARACTERS = 512
 _EXAMPLE = "/ip4/192.0.2.1/tcp/4001"
 _IP_VERSIONS = {"ip4": 4, "ip6": 6}
 _NAMES = ("dns", "dns4", "dns6")
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LABEL = r"(?!(?!xn)..--)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class Address:
         _, kind, host, _, port, *rest = parts
         _check_host(text, kind, host)
         if not (port.isascii() and port.isdigit() and int(port) < 65536):
-            raise ConfigError(f"address {_shown(text)}: port {port!r} does not exist; use 1 to 65535")
+            raise ConfigError(f"address {_shown(text)}: port {_shown(port)} does not exist; use 1 to 65535")
         if rest:
-            public_key_of(rest[1])
+            _check_peer(text, rest[1])
         return cls(kind, host, int(port), rest[1] if rest else None)
 
     @property
@@ -51,18 +52,27 @@ class Address:
         return f"/{self.kind}/{self.host}/tcp/{self.port}{peer}"
 
 
+def _check_peer(text: str, peer: str) -> None:
+    try:
+        public_key_of(peer)
+    except ConfigError as error:
+        raise ConfigError(f"address {_shown(text)}: {error}; correct or leave out /p2p/...") from None
+
+
 def _check_host(text: str, kind: str, host: str) -> None:
     if kind in _IP_VERSIONS:
         try:
-            known = ipaddress.ip_address(host).version == _IP_VERSIONS[kind]
+            known = ipaddress.ip_address(host).version == _IP_VERSIONS[kind] and "%" not in host
         except ValueError:
             known = False
         if not known:
-            raise ConfigError(f"address {_shown(text)}: {host!r} is no {kind} address; write it like {_EXAMPLE}")
+            raise ConfigError(f"address {_shown(text)}: {_shown(host)} is no {kind} address; write it like {_EXAMPLE}")
     elif kind not in _NAMES:
-        raise ConfigError(f"address {_shown(text)} begins with /{kind}; use /ip4, /ip6, /dns, /dns4 or /dns6")
+        raise ConfigError(
+            f"address {_shown(text)} begins with {_shown('/' + kind)}; use /ip4, /ip6, /dns, /dns4 or /dns6"
+        )
     elif not _HOST_NAME.fullmatch(host):
-        raise ConfigError(f"address {_shown(text)}: {host!r} is no host name")
+        raise ConfigError(f"address {_shown(text)}: {_shown(host)} is no host name; use letters, digits, '-' and '.'")
 
 
 def dialable(text: str, peer: PeerId) -> Address:
@@ -75,6 +85,14 @@ def dialable(text: str, peer: PeerId) -> Address:
     if address.is_unspecified:
         raise ConfigError(f"address {_shown(text)} stands for any machine; name the site's own address")
     return Address(address.kind, address.host, address.port)
+
+
+def announceable(text: str) -> Address:
+    """Read an address of one's own that others shall dial; raises ConfigError."""
+    address = Address.parse(text)
+    if address.peer is not None:
+        raise ConfigError(f"address {_shown(text)}: leave out /p2p/...; a site announces itself under its own key")
+    return dialable(text, "")
 
 
 def listenable(text: str) -> Address:

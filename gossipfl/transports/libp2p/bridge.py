@@ -57,8 +57,12 @@ class TrioThread:
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as self._nursery:
-            self._call_asyncio(self._started.set_result, None)
+            self._call_asyncio(self._note_start)
             await trio.sleep_forever()
+
+    def _note_start(self) -> None:
+        if not self._started.done():
+            self._started.set_result(None)
 
     def _end(self, error: BaseException | None) -> None:
         self._error = error or TransportClosed("the transport was closed")
@@ -128,7 +132,9 @@ class TrioThread:
         """Cancel everything that runs over there, and join the thread; may be called again."""
         if self._thread is None:
             return
-        self.tell_trio(self._nursery.cancel_scope.cancel)
+        if not self._ended.is_set():
+            await asyncio.wait([self._started])
+            self.tell_trio(self._nursery.cancel_scope.cancel)
         await self._ended.wait()
         self._thread.join()
 

@@ -13,11 +13,14 @@ TRIED_VERSIONS = ("0.8.1",)
 
 def check_library() -> None:
     """Raise ConfigError in one line where py-libp2p is missing, or of a version that was never tried."""
-    if importlib.util.find_spec("libp2p") is None or importlib.util.find_spec("trio") is None:
+    try:
+        version = metadata.version("libp2p")
+    except metadata.PackageNotFoundError:  # a folder that happens to have that name is not the library
+        version = ""
+    if not version or importlib.util.find_spec("libp2p") is None or importlib.util.find_spec("trio") is None:
         raise ConfigError(
             "transport libp2p needs py-libp2p, which is not installed; run: pip install 'gossipfl[libp2p]'"
         )
-    version = metadata.version("libp2p")
     if version not in TRIED_VERSIONS:
         raise ConfigError(
             f"transport libp2p was not tried with py-libp2p {version}; run: pip install 'libp2p=={TRIED_VERSIONS[-1]}'"

@@ -159,6 +159,8 @@ class Link:
                 outbox.note_empty()
                 await outbox.filled()
         except MuxedStreamError:
+            with trio.move_on_after(LAST_FRAMES_S):  # what it said last may still be on its way in
+                await self.muxed.ended.wait()
             await self.muxed.abort("the other side takes no more")
 
     async def settle(self) -> None:

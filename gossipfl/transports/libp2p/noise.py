@@ -82,6 +82,7 @@ class MemberSession(SecureSession):
         self._sealing = _Cipher(noise.cipher_state_encrypt)
         self._opening = _Cipher(noise.cipher_state_decrypt)
         self._rest = b""
+        self._is_spoilt = False
         self._plain = bytearray()
         self._ask_bytes = _READ_BYTES[0]
 
@@ -130,6 +131,8 @@ class MemberSession(SecureSession):
     async def read_blocks(self) -> list[bytes]:
         """Return the plaintext of every whole packet that one read of the socket brings; none at the end."""
         while True:
+            if self._is_spoilt:
+                raise ConnectionClosedError("a packet was not the peer's own")
             data = await self._raw.read(self._ask_bytes)
             if not data:
                 return []
@@ -148,6 +151,7 @@ class MemberSession(SecureSession):
             try:
                 blocks.append(self._opening.open(view[begin:end]))
             except InvalidTag:
+                self._is_spoilt = True
                 raise ConnectionClosedError("a packet was not the peer's own") from None
             at = end
         self._rest = data[at:]

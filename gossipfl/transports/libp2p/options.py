@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gossipfl.errors import ConfigError
 from gossipfl.identity import PeerId
 from gossipfl.membership import federation_id_of
-from gossipfl.transports.libp2p.addresses import dialable, listenable
+from gossipfl.transports.libp2p.addresses import announceable, dialable, listenable
 
 MAX_ADDRESSES = 8
 """Addresses that one site may have, here and in its signed record."""
@@ -62,11 +62,13 @@ class Libp2pOptions:
                 dialable(text, peer)
         _check_number("announce", self.announce)
         for text in self.announce:
-            dialable(text, "")
+            announceable(text)
         if not 0 < self.ping_s < self.dead_s:
             raise ConfigError(f"libp2p: ping_s = {self.ping_s} must be above 0 and below dead_s = {self.dead_s}")
-        if self.timeout_s <= 0 or not 0 < self.backoff_s[0] <= self.backoff_s[1]:
+        if not (self.timeout_s > 0 and 0 < self.backoff_s[0] <= self.backoff_s[1]):
             raise ConfigError("libp2p: timeout_s and both of backoff_s are above 0, the shortest first")
+        if not 0 <= self.sequence < 1 << 64:
+            raise ConfigError(f"libp2p: sequence = {self.sequence} must be at least 0 and below 2^64")
         if self.window_bytes < 1 << 18 or min(self.outbox_frames, self.inbox_frames) < 1:
             raise ConfigError("libp2p: window_bytes is at least 262144, and each queue holds at least one frame")
 

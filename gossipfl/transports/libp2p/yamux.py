@@ -37,6 +37,8 @@ FIRST_WINDOW_BYTES = 256 << 10
 """What either side may send on a new stream before it is granted more (the specification's number)."""
 MAX_DATA_BYTES = 4 * MAX_PLAIN_BYTES - HEADER.size
 """Payload of one frame: with its header it fills four Noise packets, and others get their turn in between."""
+SMALL_BYTES = 2048
+"""Smaller pieces are copied together: each would keep the whole packet in memory that it came in."""
 MAX_STREAMS = 16
 """Streams that the remote side may have open at once; with the first window it bounds what it can make us hold."""
 MAX_ANSWERS_BYTES = 64 << 10
@@ -53,7 +55,7 @@ class YamuxStream(IMuxedStream):
         self.muxed_conn = conn
         self.stream_id = number
         self._conn = conn
-        self._blocks: deque[memoryview] = deque()
+        self._blocks: deque[memoryview | bytearray] = deque()
         self._arrived = trio.Event()
         self._granted = trio.Event()
         self._may_send_bytes = FIRST_WINDOW_BYTES
@@ -94,12 +96,16 @@ class YamuxStream(IMuxedStream):
             self._credit(len(block))
         return whole
 
-    def _take(self, most: int) -> memoryview:
+    def _take(self, most: int) -> memoryview | bytearray:
         block = self._blocks[0]
         if len(block) <= most:
             return self._blocks.popleft()
-        self._blocks[0] = block[most:]
-        return block[:most]
+        first = block[:most]
+        if isinstance(block, bytearray):
+            del block[:most]
+        else:
+            self._blocks[0] = block[most:]
+        return first
 
     def _check_readable(self) -> None:
         if self.was_reset:
@@ -130,9 +136,15 @@ class YamuxStream(IMuxedStream):
 
     def arrive(self, block: memoryview) -> None:
         """Take what the connection has read for this stream."""
-        if not self.was_reset:
+        if self.was_reset:
+            return
+        if len(block) >= SMALL_BYTES:
             self._blocks.append(block)
-            self._arrived.set()
+        elif self._blocks and isinstance(last := self._blocks[-1], bytearray) and len(last) < FIRST_WINDOW_BYTES:
+            last += block
+        else:
+            self._blocks.append(bytearray(block))
+        self._arrived.set()
 
     def expect(self, n: int) -> bool:
         """Tell whether ``n`` more bytes are within what was granted, and count them."""
@@ -157,10 +169,14 @@ class YamuxStream(IMuxedStream):
                 continue
             piece, rest, n = _split(rest, room)
             self._may_send_bytes -= n
-            await self._conn.write_frame(DATA, 0, self.stream_id, n, piece)
+            try:
+                await self._conn.write_frame(DATA, 0, self.stream_id, n, piece)
+            except BaseException:  # cancelled before its turn came: nothing was sent, so nothing is used up
+                self._may_send_bytes += n
+                raise
 
     def _check_writable(self) -> None:
-        if self.was_reset or self.sent_fin or self._conn.is_closed:
+        if self.was_reset or self.sent_fin or not self._conn.takes_more:
             raise MuxedStreamError("the stream takes no more")
 
     def granted(self, n: int) -> None:
@@ -236,6 +252,7 @@ class Yamux(IMuxedConn):
         self._next_number = 1 if conn.is_initiator else 2
         self._accepting, self._accepted = trio.open_memory_channel[YamuxStream](MAX_STREAMS)
         self._write_lock = trio.Lock()
+        self._is_mute = False
         self._answers = bytearray()
         self._to_answer = trio.Event()
         self._pings: dict[int, trio.Event] = {}
@@ -298,7 +315,7 @@ class Yamux(IMuxedConn):
 
     def answer(self, kind: int, flags: int, number: int, length: int) -> None:
         """Send a frame without data, soon, and ahead of any data that is not on its way yet."""
-        if self.is_closed:
+        if not self.takes_more:
             return
         self._answers += HEADER.pack(0, kind, flags, number, length)
         self._to_answer.set()
@@ -311,7 +328,7 @@ class Yamux(IMuxedConn):
         A write that does not come to its end leaves half a packet behind, so the connection ends with it.
         """
         async with self._write_lock:
-            if self.is_closed:
+            if not self.takes_more:
                 raise MuxedStreamError("the connection has ended")
             answers, self._answers = self._answers, bytearray()
             head = [] if kind is None else [HEADER.pack(0, kind, flags, number, length)]
@@ -320,11 +337,23 @@ class Yamux(IMuxedConn):
             try:
                 await self.secured_conn.write_parts([answers, *head, *parts])
             except Broken as error:
-                await self.abort(str(error) or type(error).__name__)
+                self._stop_writing(str(error) or type(error).__name__)
                 raise MuxedStreamError("the connection has ended") from None
             except BaseException:
                 await self.abort("a write was cancelled")
                 raise
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether anything can still be sent."""
+        return not (self.is_closed or self._is_mute)
+
+    def _stop_writing(self, detail: str) -> None:
+        """Take note that the other side has gone: what it said before is still to be read, up to its end."""
+        self._is_mute = True
+        self.detail = self.detail or detail
+        for stream in list(self._streams.values()):
+            stream.granted(0)
 
     async def abort(self, detail: str) -> None:
         """End the connection at once, and wake everybody who waits for it."""
@@ -420,6 +449,8 @@ class Yamux(IMuxedConn):
 
     async def ping(self) -> None:
         """Return when the other side has read everything that was sent before; MuxedStreamError when the link ends."""
+        if self.is_closed:
+            raise MuxedStreamError("the connection has ended")
         self._ping_number = number = self._ping_number + 1
         answered = self._pings[number] = trio.Event()
         try:
