@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import trio
 from libp2p import new_host
-from libp2p.abc import IHost, IMuxedConn, ISecureConn
+from libp2p.abc import IHost, IMuxedConn, INetStream, ISecureConn
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.crypto.keys import KeyPair, KeyType, PrivateKey, PublicKey
 from libp2p.crypto.x25519 import create_new_key_pair as new_noise_key
@@ -40,6 +40,7 @@ PLACES_FOR_OTHERS = 256
 """Connections whose other side has yet to prove who it is; each is given ``upgrade_s`` for that."""
 
 Handler = Callable[[TrioTCPStream], Awaitable[None]]
+StreamHandler = Callable[[INetStream], Awaitable[None]]
 
 # What goes wrong is told by link events and counters; one of the library's modules sets a level of its own.
 for _name in ("libp2p", "libp2p.network.auto_connector"):
@@ -100,6 +101,7 @@ def make_host(
     swarm = swarm_of(host)
     swarm.retry_config = RetryConfig(max_retries=0)  # when to try again is decided above
     swarm.set_resource_manager(None)  # its limits are for open networks; here only members come this far
+    swarm.set_stream_handler(_unharmed(swarm.common_stream_handler))
     swarm.auto_connector = _NoAutoConnector(swarm)
     swarm.upgrader.muxer_multistream = _Muxers({TProtocol(YAMUX): Yamux})
     return host
@@ -108,6 +110,18 @@ def make_host(
 def swarm_of(host: IHost) -> Swarm:
     """Return the host's network."""
     return cast("Swarm", host.get_network())
+
+
+def _unharmed(handler: StreamHandler) -> StreamHandler:
+    """Return a handler that resets a stream where the library fails over what it says: else all of the host would."""
+
+    async def serve(stream: INetStream) -> None:
+        try:
+            await handler(stream)
+        except Exception:  # noqa: BLE001 - the library raises UnicodeDecodeError for a protocol id that is no text
+            await stream.reset()
+
+    return serve
 
 
 class _NoAutoConnector(AutoConnector):

@@ -54,8 +54,8 @@ class Link:
     window_bytes: int
     bulk: YamuxStream | None = None
     ended: trio.Event = field(default_factory=trio.Event)
-    replaced: bool = False
     _records: dict[PeerId, bytes] = field(default_factory=dict)
+    _is_retired: bool = False
     _desk: Desk | None = None
     _readers: trio.Nursery = field(init=False)
     _writers: trio.Nursery = field(init=False)
@@ -91,6 +91,12 @@ class Link:
         stream.widen(self.window_bytes)
         self._readers.start_soon(self._read, lane, stream)
         self._writers.start_soon(self._write, lane, stream)
+
+    def retire(self) -> None:
+        """Send no more: the neighbour has a newer link. What it has sent on this one is still taken in."""
+        self._is_retired = True
+        if self._desk is not None:
+            self._desk.outbox.wake_link()
 
     async def close(self, detail: str) -> None:
         """End the connection."""
@@ -140,6 +146,8 @@ class Link:
         outbox = desk.outbox
         try:
             while True:
+                if self._is_retired:  # another link takes from the outbox now
+                    return
                 outbox.writing += 1
                 try:
                     if lane == CONTROL and self._records:

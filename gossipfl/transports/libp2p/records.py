@@ -29,6 +29,14 @@ MIN_GAP_S = 1.0
 MAX_HINTS = 4
 
 
+class TooSoon(MessageError):
+    """A newer record of a peer whose last one has only just been taken."""
+
+    def __init__(self, peer: PeerId) -> None:
+        super().__init__("record", "too often")
+        self.peer = peer
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a site has signed about itself; ``envelope`` is that in its wire form."""
@@ -100,7 +108,7 @@ class AddressBook:
         if known is not None and known.sequence >= record.sequence:
             return False
         if known is not None and now < self._taken_at.get(record.peer, float("-inf")) + MIN_GAP_S:
-            raise MessageError("record", "too often")
+            raise TooSoon(record.peer)
         self._records[record.peer] = record
         self._taken_at[record.peer] = now
         return True

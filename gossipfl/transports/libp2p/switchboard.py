@@ -30,7 +30,7 @@ from gossipfl.transports.libp2p.interfaces import on_every_interface, someone_li
 from gossipfl.transports.libp2p.link import Desk, Link
 from gossipfl.transports.libp2p.noise import NotAdmitted
 from gossipfl.transports.libp2p.options import MAX_ADDRESSES, Libp2pOptions
-from gossipfl.transports.libp2p.records import AddressBook, Record
+from gossipfl.transports.libp2p.records import MIN_GAP_S, AddressBook, Record, TooSoon
 from gossipfl.transports.libp2p.wire import BULK, CONTROL, PROTOCOL, Greeting, Refused, refusal
 from gossipfl.transports.libp2p.yamux import Yamux, YamuxStream
 
@@ -38,6 +38,8 @@ PATIENCE_S = 1.0
 """How long the second of two sides lets the first one dial."""
 CROSSED_S = 3.0
 """Two connections that are made within this time may have been made by both sides at once."""
+RETIRE_S = 1.0
+"""How long a link that was replaced still brings what was on its way: closed at once, it would look like a failure."""
 STEADY_S = 1.0
 """A link that ends sooner counts as a failed attempt, so that one that always breaks is tried less and less often."""
 REMEMBERED_STARTS = 8
@@ -53,6 +55,8 @@ REASONS: Mapping[str, str] = {
     "twin": "while another node runs with the same key",
     "federation": "who belongs to another federation",
     "greeting": "who sent no greeting that can be read",
+    "lane": "who opened a stream that this protocol does not have, or has already",
+    "no control lane": "who opened the second stream before the first",
     "no lane": "who opened no stream of this protocol: another major version?",
     "protocol": "who speaks no protocol of this version",
     "other site": "at whose address another site answers",
@@ -117,6 +121,7 @@ class Switchboard:
         self._stopped = trio.Event()
         self._tcp = TidyTcp()
         self._own_addresses: list[Address] = []
+        self._held_back: dict[PeerId, tuple[PeerId, bytes]] = {}
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -265,6 +270,8 @@ class Switchboard:
         if greeting.lane == BULK:
             link = neighbour.link
             if link is None or link.muxed is not muxed or link.bulk is not None or conn is None:
+                if not muxed.was_greeted:  # else another connection has taken this one's place meanwhile
+                    self._refuse("no control lane", neighbour.peer)
                 await self._turn_away(lane, "no control lane")
                 return
             await lane.write(self._greeting(BULK))
@@ -273,8 +280,10 @@ class Switchboard:
             return
         taken = neighbour.link is not None and neighbour.link.muxed is muxed
         if greeting.lane != CONTROL or conn is None or taken:
+            self._refuse("lane", neighbour.peer)
             await self._turn_away(lane, "lane")
             return
+        muxed.was_greeted = True
         reason = "federation" if greeting.federation != self._federation else None
         link = self._link(neighbour, conn, lane, greeting, dialled=False)
         reason = reason or self._adopt(neighbour, link)
@@ -283,8 +292,7 @@ class Switchboard:
                 self._refuse(reason, neighbour.peer)
             await self._turn_away(lane, reason)
             return
-        await lane.write(self._greeting(CONTROL))
-        await self._serve(neighbour, link)
+        await self._serve(neighbour, link, answers=True)
 
     async def _turn_away(self, lane: YamuxStream, reason: str) -> None:
         await lane.write(refusal(reason))
@@ -415,18 +423,24 @@ class Switchboard:
         """Make this the neighbour's link, in place of what was there; return why not, where it should not be."""
         if neighbour.peer in self._removed:
             return "removed"
-        if link.instance in neighbour.former:
-            return "twin"
         old = neighbour.link
         if neighbour.instance not in (b"", link.instance):
+            if link.instance in neighbour.former and old is not None and not old.muxed.is_closed:
+                return "twin"
             neighbour.former.append(neighbour.instance)
         elif old is not None and self._outranks(old, link):
             return "duplicate"
         neighbour.instance, neighbour.link = link.instance, link
         if old is not None:
-            old.replaced = True
-            self._nursery.start_soon(old.close, "replaced by a newer connection")
+            old.retire()
+            self._nursery.start_soon(self._close_later, old)
         return None
+
+    async def _close_later(self, link: Link) -> None:
+        """Close a link that was replaced once the other side has had time to take up the new one."""
+        with trio.move_on_after(RETIRE_S):
+            await link.ended.wait()
+        await link.close("replaced by a newer connection")
 
     def _outranks(self, old: Link, new: Link) -> bool:
         """Tell whether ``old`` stays although ``new`` was made: both sides dialled, and it is the smaller one's."""
@@ -437,15 +451,18 @@ class Switchboard:
     def _spawn_serving(self, neighbour: Neighbour, link: Link) -> None:
         self._nursery.start_soon(self._serve, neighbour, link)
 
-    async def _serve(self, neighbour: Neighbour, link: Link) -> None:
-        """Run an adopted link to its end."""
-        self._tell(Told("up", neighbour.peer, link.address))
-        for record in self._book.records():
-            link.tell_record(record.peer, record.envelope)
-        neighbour.wake()
+    async def _serve(self, neighbour: Neighbour, link: Link, *, answers: bool = False) -> None:
+        """Run an adopted link to its end; where this side ``answers``, its greeting comes first."""
         try:
+            if answers:
+                await link.control.write(self._greeting(CONTROL))
+            self._tell(Told("up", neighbour.peer, link.address))
+            for record in self._book.records():
+                link.tell_record(record.peer, record.envelope)
+            neighbour.wake()
             await link.run(neighbour.desk, self._options.ping_s, self._options.dead_s)
         finally:
+            link.ended.set()
             if neighbour.link is link:
                 neighbour.link = None
                 lost = neighbour.desk.outbox.drop_all()
@@ -470,6 +487,13 @@ class Switchboard:
             record = Record.read(envelope)
             if record.peer == self._me or not self._book.take(record, trio.current_time()):
                 return
+        except TooSoon as error:
+            if not self._held_back:
+                self._nursery.start_soon(self._take_held_back)
+            self._held_back[error.peer] = source, envelope
+            if neighbour is not None:
+                neighbour.desk.on_drop(str(error))
+            return
         except MessageError as error:
             if neighbour is not None:
                 neighbour.desk.on_drop(str(error))
@@ -481,6 +505,13 @@ class Switchboard:
         moved = self._neighbours.get(record.peer)
         if moved is not None and moved.link is None:
             moved.wake()
+
+    async def _take_held_back(self) -> None:
+        """Look again, a little later, at the newest record of whoever signs them too fast."""
+        await trio.sleep(MIN_GAP_S)
+        held, self._held_back = self._held_back, {}
+        for source, envelope in held.values():
+            self.take_record(source, envelope)
 
     def remember(self, envelopes: Iterable[bytes]) -> None:
         """Take records that were kept over a restart; one that cannot be read is left out."""

@@ -18,6 +18,8 @@ PROTOCOL = "/gossipfl/1"
 MINOR = 0
 INSTANCE_BYTES = 16
 MAX_GREETING_BYTES = 1024
+MAX_REASON = 60
+"""Longest reason for a refusal that is repeated to people."""
 
 CONTROL, BULK = 0, 1
 """Lanes: one stream for messages, one for the chunks of large bodies, so that neither waits behind the other."""
@@ -76,7 +78,8 @@ class Greeting:
             raise MessageError("greeting", "oversized")
         fields = unpack(memoryview(await stream.read_exactly(length)), dict)
         if "no" in fields:
-            raise Refused(text(fields["no"]))
+            reason = text(fields["no"])
+            raise Refused(reason if reason.isprintable() and len(reason) <= MAX_REASON else "in words of its own")
         return cls(
             federation=binary(fields.get("f"), FEDERATION_ID_BYTES),
             instance=binary(fields.get("i"), INSTANCE_BYTES),

@@ -237,7 +237,7 @@ class YamuxStream(IMuxedStream):
 class Yamux(IMuxedConn):
     """One connection: a task that reads, a task that answers, and whoever writes.
 
-    ``heard_at`` is when anything came last, in trio's time.
+    ``heard_at`` is when anything came last, in trio's time; ``was_greeted`` belongs to whoever uses the streams.
     """
 
     def __init__(self, conn: ISecureConn, peer_id: ID) -> None:
@@ -248,6 +248,7 @@ class Yamux(IMuxedConn):
         self.ended = trio.Event()
         self.heard_at = trio.current_time()
         self.detail = ""
+        self.was_greeted = False
         self._streams: dict[int, YamuxStream] = {}
         self._next_number = 1 if conn.is_initiator else 2
         self._accepting, self._accepted = trio.open_memory_channel[YamuxStream](MAX_STREAMS)
