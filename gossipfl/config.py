@@ -25,6 +25,7 @@ from gossipfl.sections import (
     Count,
     FaultSpec,
     GossipSpec,
+    Libp2pSpec,
     PartitionSpec,
     Positive,
     RuleSpec,
@@ -35,7 +36,7 @@ from gossipfl.sections import (
 )
 from gossipfl.settings import Settings, choose
 
-TRANSPORTS = ("memory", "mqtt")
+TRANSPORTS = ("memory", "mqtt", "libp2p")
 EVALUATIONS = 20
 """How often a run evaluates where ``evaluate_every`` is left out."""
 
@@ -60,6 +61,7 @@ class RunSpec(Spec):
     personalise_steps: Count = 0
     gossip: GossipSpec = Field(default_factory=GossipSpec)
     broker: BrokerSpec = Field(default_factory=BrokerSpec)
+    libp2p: Libp2pSpec = Field(default_factory=Libp2pSpec)
     faults: FaultSpec | None = None
     keep_vectors: bool = False
 
@@ -105,6 +107,8 @@ class RunSpec(Spec):
             yield "attack", "has options but no name; add --attack NAME"
         if self.gossip.deadline_min_s > self.gossip.deadline_s:
             yield "gossip.deadline_min_s", f"must be at most gossip.deadline_s ({self.gossip.deadline_s})"
+        if self.libp2p.ping_s >= self.libp2p.dead_s:
+            yield "libp2p.ping_s", f"must be less than libp2p.dead_s ({self.libp2p.dead_s})"
         yield from self._broker_conflicts(self.broker)
         if self.faults is not None:
             yield from self._fault_conflicts(self.faults)

@@ -192,6 +192,14 @@ class BrokerSpec(Spec):
     kind: Literal["embedded", "mosquitto"] = "embedded"
 
 
+class Libp2pSpec(Spec):
+    """Limits of the libp2p transport; see ``gossipfl.transports.libp2p.options.Libp2pOptions``."""
+
+    ping_s: Seconds = 2.0
+    dead_s: Seconds = 6.0
+    window_bytes: Annotated[int, Field(ge=1 << 18)] = 1 << 20
+
+
 class NetworkPartition(Spec):
     """From ``start_s`` to ``end_s`` no frame passes between ``groups``; nodes left out form one more."""
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossipfl.config import RunSpec, load_spec
+from gossipfl.config import TRANSPORTS, RunSpec, load_spec
 from gossipfl.errors import ConfigError, TopologyError
+from gossipfl.sections import Libp2pSpec
 from gossipfl.settings import Settings, choose, parse_value, suggest
+from gossipfl.transports.libp2p.options import Libp2pOptions
 
 
 @pytest.fixture
@@ -88,6 +90,22 @@ def test_broker_settings_that_lead_nowhere_are_refused(sets: list[str], told: st
     assert told in mistake(None, {}, *sets)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_sections_of_other_transports_are_left_alone(spec_file: Path, transport: str) -> None:
+    spec_file.write_text('[broker]\nhost = "broker.example"\n[libp2p]\ndead_s = 9\n')
+    assert load_spec(spec_file, {"transport": transport}).transport == transport
+
+
+def test_libp2p_has_the_defaults_and_the_bounds_of_its_transport() -> None:
+    section = Libp2pSpec()
+    options = Libp2pOptions(**section.model_dump())
+    assert options == Libp2pOptions()
+    smallest = Libp2pSpec(window_bytes=1 << 18).window_bytes
+    assert Libp2pOptions(window_bytes=smallest).window_bytes == smallest
+    with pytest.raises(ConfigError, match="window_bytes is at least 262144"):
+        Libp2pOptions(window_bytes=smallest - 1)
+
+
 def test_other_keys_of_a_named_section_are_its_options(spec_file: Path) -> None:
     spec_file.write_text('[task]\nname = "mnist"\npath = "data"\n[rule]\ngamma = 0.3\n')
     spec = load_spec(spec_file, {}, ["rule.kappa=2", "rule.alpha=0.5"])
@@ -134,13 +152,18 @@ def test_none_switches_an_attack_off(spec_file: Path) -> None:
         ("keep_vectors = 1", "keep_vectors must be true or false, not 1"),
         ('mode = "snyc"', 'mode cannot be "snyc"; did you mean "sync"? Choose one of: sync, async'),
         ('partition = "x"', 'partition.name cannot be "x"; choose one of: auto, iid,'),
-        ('transport = "libp2p"', 'transport "libp2p" is unknown; choose one of: memory, mqtt'),
+        ('transport = "pigeon"', 'transport "pigeon" is unknown; choose one of: memory, mqtt, libp2p'),
+        ('transport = "libp2"', 'transport "libp2" is unknown; did you mean "libp2p"? Choose one of: memory,'),
         ('attack = "gaussian"', 'attack "gaussian" has no node to act; add --byzantine K, or --attack none'),
         ("byzantine = 2", "byzantine is 2 without an attack; add --attack NAME, or --byzantine 0"),
         ('byzantine = 8\nattack = "gaussian"', "byzantine must be less than nodes (8)"),
         ("[attack]\nstrength = 3", "attack has options but no name; add --attack NAME"),
         ("[faults]\ndrop = 0.1", "faults need the memory transport, not mqtt; add --transport memory"),
         ("[gossip]\ndeadline_min_s = 1e6", "gossip.deadline_min_s must be at most gossip.deadline_s"),
+        ("[libp2p]\nping_s = 6", "libp2p.ping_s must be less than libp2p.dead_s (6.0)"),
+        ("[libp2p]\ndead_s = 2", "libp2p.ping_s must be less than libp2p.dead_s (2.0)"),
+        ("[libp2p]\nwindow_bytes = 1000", "libp2p.window_bytes must be at least 262144, not 1000"),
+        ("[libp2p]\nlisten = 1", "libp2p.listen is an unknown key; known keys: ping_s, dead_s, window_bytes"),
         ("nodes = ", "line 1: invalid value; TOML is written key = value"),
         ("nodes = 3\n seed = = 4\nrounds = 3", "line 2, column 9: invalid value"),
         ("nodes = 3\nnodes = 4\n", "line 2, column 10: cannot overwrite a value"),
@@ -218,7 +241,14 @@ def test_a_spec_survives_json() -> None:
     spec = load_spec(
         None,
         {"nodes": 12, "attack": "gaussian", "byzantine": 2, "transport": "memory"},
-        ["attack.strength=5", "faults.delay_s=[0.1, 0.5]", "rule.gamma=0.4", "broker.host=h", "broker.tls.ca=ca.pem"],
+        [
+            "attack.strength=5",
+            "faults.delay_s=[0.1, 0.5]",
+            "rule.gamma=0.4",
+            "broker.host=h",
+            "broker.tls.ca=ca.pem",
+            "libp2p.dead_s=9",
+        ],
     )
     assert RunSpec.model_validate(json.loads(json.dumps(spec.as_dict()))) == spec
 

@@ -88,7 +88,7 @@ Transport: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="mqtt: real processes and a broker; memory: virtual time in one process (mqtt).",
+        help="mqtt: processes and a broker; libp2p: processes that dial each other; memory: virtual time (mqtt).",
         autocompletion=_complete(lambda: TRANSPORTS),
         rich_help_panel=NETWORK,
     ),

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gossipfl.errors import ConfigError, TransportUnavailable
 from gossipfl.testbed.orphans import die_with_parent
+from gossipfl.testbed.ports import LOOPBACK
 from gossipfl.transports.broker import open_listener, open_unix_listener, spawn_broker
 from gossipfl.transports.mqtt_options import MqttOptions, TlsFiles
 
 if TYPE_CHECKING:
     from gossipfl.sections import BrokerSpec, TlsSpec
 
-LOOPBACK = "127.0.0.1"
 PORT, TLS_PORT = 1883, 8883
 RESTART_S = 1.0
 """Shortest time between two starts of a broker that keeps dying."""

@@ -11,6 +11,7 @@ from gossipfl.records import Event, NodeRound
 from gossipfl.testbed.plan import node_name
 
 if TYPE_CHECKING:
+    from gossipfl.identity import PeerId
     from gossipfl.testbed.plan import Plan
 
 
@@ -28,6 +29,7 @@ class NodeObserver:
     """Turns one agent's reports into rows and events, with node names in place of peer ids.
 
     ``keep_row`` and ``keep_event`` take them: the records of this process, or a pipe to the process that has them.
+    A neighbour that ends takes the link to it down. That is left out: it would look like a fault.
     """
 
     def __init__(
@@ -41,9 +43,13 @@ class NodeObserver:
         self._node = node
         self._keep_row = keep_row
         self._keep_event = keep_event
+        self._left: set[PeerId] = set()
+        self._ending = False
 
     def on_event(self, t_s: float, report: Report) -> None:
         """Keep an event."""
+        if report.peer is not None and self._is_farewell(report.event, report.peer):
+            return
         fields = dict(report.fields)
         if report.peer is not None:
             fields["peer"] = self._name(report.peer)
@@ -51,8 +57,15 @@ class NodeObserver:
             fields["silent"] = [self._name(peer) for peer in fields["silent"]]
         self._keep_event(Event(t_s, report.event, node_name(self._node), fields))
 
+    def _is_farewell(self, event: str, peer: PeerId) -> bool:
+        """Tell whether this is a link that ends because its neighbour has, or because all rounds are over."""
+        if event == "neighbour_left":
+            self._left.add(peer)
+        return event == "link-down" and (self._ending or peer in self._left)
+
     def on_round(self, report: RoundReport) -> None:
         """Keep a round: its row, and an accept or reject event for each verdict."""
+        self._ending = report.round + 1 == self._plan.spec.rounds
         counts = {"accepted_honest": 0, "accepted_byzantine": 0, "rejected_honest": 0, "rejected_byzantine": 0}
         mixing = report.mixing
         if mixing is not None:

@@ -1,4 +1,4 @@
-"""Carry out one run with real agents: in virtual time (memory) or as processes (mqtt)."""
+"""Carry out one run with real agents: in virtual time (memory) or as processes (mqtt, libp2p)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import resource
 import time
 from collections.abc import Mapping
-from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,14 +14,15 @@ from gossipfl.errors import GossipflError, TransportUnavailable
 from gossipfl.heap import keep_freed_pages
 from gossipfl.records import Event, NodeRound
 from gossipfl.summary import RunFacts, summarise
-from gossipfl.testbed.plan import FEDERATION, Plan
+from gossipfl.testbed.plan import Plan
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gossipfl.config import RunSpec
     from gossipfl.records import Progress, RunRecords
-    from gossipfl.testbed.supervisor import Child
+    from gossipfl.testbed.supervisor import Child, Supervisor
+    from gossipfl.testbed.wires import Wire
 
 
 class _Keeper:
@@ -103,29 +103,13 @@ def _peak_rss_bytes() -> int:
 
 
 def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str, Any]:
-    from gossipfl.testbed.broker import run_broker
-    from gossipfl.testbed.network import check_connection, mqtt_transport
-    from gossipfl.testbed.supervisor import Supervisor
+    from gossipfl.testbed.wires import open_wire
 
-    with run_broker(plan.spec.broker, FEDERATION) as broker:
-        make_transport = partial(mqtt_transport, plan, broker.options)
-        if plan.spec.broker.host is not None:
-            asyncio.run(check_connection(make_transport(0)))
+    with open_wire(plan) as wire:
+        wire.check()
         prepare(plan)
-
-        async def run() -> Supervisor:
-            supervisor = Supervisor(plan, make_transport, keeper.row, keeper.event)
-            keeping = asyncio.create_task(
-                broker.keep(lambda status: supervisor.tell("broker_restarted", exit_status=status)), name="broker"
-            )
-            try:
-                await supervisor.run()
-            finally:
-                keeping.cancel()
-                await asyncio.wait([keeping])
-            return supervisor
-
-        supervisor = asyncio.run(run())
+        wire.share()
+        supervisor = asyncio.run(_supervise(plan, wire, keeper))
     vectors, ends = _gather(supervisor.children)
     keeper.lost = {child.node for child in supervisor.children if child.node not in ends}
     if not ends and not supervisor.interrupted:
@@ -136,6 +120,19 @@ def _run_processes(plan: Plan, records: RunRecords, keeper: _Keeper) -> dict[str
         records.write_summary({**summary, "interrupted": True})
         raise KeyboardInterrupt
     return summary
+
+
+async def _supervise(plan: Plan, wire: Wire, keeper: _Keeper) -> Supervisor:
+    from gossipfl.testbed.supervisor import Supervisor
+
+    supervisor = Supervisor(plan, wire.transport, keeper.row, keeper.event)
+    keeping = asyncio.create_task(wire.keep(supervisor.tell), name="wire")
+    try:
+        await supervisor.run()
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+    return supervisor
 
 
 def _raise_common_failure(children: list[Child]) -> NoReturn:

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 LINES: Mapping[str, tuple[int, str]] = {
     "link-up": (logging.INFO, "connected to the broker at {detail}"),
     "link-down": (logging.WARNING, "lost the broker, trying again until it answers: {detail}"),
-    "link-refused": (logging.WARNING, "a connection was refused: {detail}"),
+    "link-refused": (logging.WARNING, "a connection with {peer} was refused: {detail}"),
     "join_timeout": (logging.WARNING, "starting without {silent}: not heard yet"),
     "neighbour_joined": (logging.INFO, "{peer} joined at its round {round}"),
     "neighbour_restarted": (logging.INFO, "{peer} was restarted"),

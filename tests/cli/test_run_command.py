@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -252,6 +253,18 @@ def test_help(
     assert "error" not in printed.err
 
 
+def test_the_names_of_transports_are_completed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gossipfl"],
+        env={**os.environ, "_GOSSIPFL_COMPLETE": "complete_bash", "COMP_CWORD": "4"}
+        | {"COMP_WORDS": "gossipfl testbed run --transport m"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["memory", "mqtt"]
+
+
 def test_report_draws_again(capsys: pytest.CaptureFixture[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(capsys, "--out", str(out), "--no-report")
     monkeypatch.setattr(sys, "argv", ["gossipfl", "report", str(out)])
@@ -264,8 +277,8 @@ def test_report_draws_again(capsys: pytest.CaptureFixture[str], out: Path, monke
 def test_the_command_line_loads_nothing_heavy() -> None:
     program = (
         "import sys, gossipfl.cli, gossipfl.cli.progress\n"
-        "heavy = {'torch', 'numpy', 'pyarrow', 'matplotlib', 'networkx', 'sklearn', 'scipy', 'pandas'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "heavy = 'torch numpy pyarrow matplotlib networkx sklearn scipy pandas trio libp2p'\n"
+        "print(sorted(set(heavy.split()) & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import resource
 import socket
 import subprocess
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,11 @@ MISTAKES = [
     ("--set broker.tls.ca=ca.pem", "broker.tls needs a broker that speaks it; add broker.host"),
     ("--set broker.password=secret", "broker.password needs a user; add broker.username"),
     ("--transport mqtt --set faults.drop=0.5", "need the memory transport, not mqtt"),
+    ("--transport libp2p --set faults.drop=0.5", "need the memory transport, not libp2p"),
+    ("--transport libp2", '--transport: "libp2" is unknown; did you mean "libp2p"?'),
+    ("--transport libp2p --rule balence", 'rule "balence" is unknown'),
+    ("--set libp2p.ping_s=7", "--set libp2p.ping_s=7: libp2p.ping_s must be less than libp2p.dead_s (6.0)"),
+    ("--set libp2p.window_bytes=1000", "libp2p.window_bytes must be at least 262144, not 1000"),
 ]
 
 
@@ -140,8 +148,8 @@ def test_a_mistake_in_a_simulation_is_one_line(
     assert tree(folder) == before
 
 
-def over_mqtt(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Try a run over MQTT that ends with a mistake, and return its line."""
+def over_wire(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Try a run of processes, over MQTT unless told otherwise, that ends with a mistake, and return its line."""
     code, printed, line = call(capsys, "testbed", "run", "--topology", "ring", "--out", "out", *arguments)
     assert (code, printed, line.count("\n")) == (2, "", 1), line
     return line
@@ -154,7 +162,7 @@ def test_a_port_in_use_is_told(capsys: pytest.CaptureFixture[str], folder: Path,
     before = tree(folder)
     with socket.create_server(("127.0.0.1", 0)) as rival:
         port = rival.getsockname()[1]
-        line = over_mqtt(capsys, "--set", f"broker.port={port}", "--set", f"broker.kind={kind}")
+        line = over_wire(capsys, "--set", f"broker.port={port}", "--set", f"broker.kind={kind}")
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
     assert tree(folder) == before
 
@@ -163,7 +171,7 @@ def test_a_broker_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str], 
     before = tree(folder)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    line = over_mqtt(capsys, "--set", "broker.host=127.0.0.1", "--set", f"broker.port={port}")
+    line = over_wire(capsys, "--set", "broker.host=127.0.0.1", "--set", f"broker.port={port}")
     assert f"cannot reach the MQTT broker at 127.0.0.1:{port}" in line
     assert tree(folder) == before
 
@@ -176,7 +184,7 @@ def test_a_wrong_password_is_told_and_not_repeated(
     before = tree(folder)
     with running_mosquitto(elsewhere, password_lines(elsewhere, {"site": "right"})) as (port, _):
         sets = ("broker.host=127.0.0.1", f"broker.port={port}", "broker.username=site", "broker.password=w-r-o-n-g")
-        line = over_mqtt(capsys, *(word for pair in sets for word in ("--set", pair)))
+        line = over_wire(capsys, *(word for pair in sets for word in ("--set", pair)))
     assert "refuses user 'site': Not authorized; correct the user name and password" in line
     assert "w-r-o-n-g" not in line
     assert tree(folder) == before
@@ -187,7 +195,42 @@ def test_without_mosquitto_it_cannot_be_wanted(
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     before = tree(folder)
-    assert "the program is not installed; install it" in over_mqtt(capsys, "--set", "broker.kind=mosquitto")
+    assert "the program is not installed; install it" in over_wire(capsys, "--set", "broker.kind=mosquitto")
+    assert tree(folder) == before
+
+
+def test_without_py_libp2p_it_cannot_be_wanted(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "libp2p" else find_spec(name))
+    before = tree(folder)
+    line = over_wire(capsys, "--transport", "libp2p", "--task", "broken_task:fails")
+    assert "needs py-libp2p, which is not installed; run: pip install 'gossipfl[libp2p]'" in line
+    assert tree(folder) == before
+
+
+def test_a_py_libp2p_that_was_not_tried_is_refused(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0" if name == "libp2p" else version(name))
+    before = tree(folder)
+    assert "was not tried with py-libp2p 99.0; run: pip install" in over_wire(capsys, "--transport", "libp2p")
+    assert tree(folder) == before
+
+
+def test_more_nodes_than_ports_can_be_had_are_told(folder: Path) -> None:
+    before = tree(folder)
+    done = subprocess.run(
+        [*COMMAND, "testbed", "run", "--transport", "libp2p", "--topology", "ring", "--nodes", "200", "--out", "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "cannot reserve 200 ports on 127.0.0.1: Too many open files; run fewer nodes" in done.stderr
     assert tree(folder) == before
 
 
@@ -195,9 +238,9 @@ def test_an_earlier_run_is_not_lost_to_a_mistake(capsys: pytest.CaptureFixture[s
     records = folder / "here" / "out"
     records.mkdir()
     (records / "summary.json").write_text("{}")
-    assert over_mqtt(capsys, "--force", "--set", "broker.host=127.0.0.1", "--set", "broker.port=9")
+    assert over_wire(capsys, "--force", "--set", "broker.host=127.0.0.1", "--set", "broker.port=9")
     assert (records / "summary.json").read_text() == "{}"
-    line = over_mqtt(capsys)
+    line = over_wire(capsys)
     assert "out: holds an earlier run; add --force" in line
 
 

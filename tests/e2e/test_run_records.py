@@ -115,10 +115,13 @@ def test_a_run_in_this_process_leaves_all_records(
 
 
 @pytest.mark.processes
-def test_a_run_of_processes_leaves_all_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("transport", ["mqtt", "libp2p"])
+def test_a_run_of_processes_leaves_all_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
-        [*COMMAND, "testbed", "run", *ATTACKED, "--out", str(out), "--json"],
+        [*COMMAND, "testbed", "run", "--transport", transport, *ATTACKED, "--out", str(out), "--json"],
         capture_output=True,
         text=True,
         check=True,
@@ -129,6 +132,7 @@ def test_a_run_of_processes_leaves_all_records(tmp_path: Path, capsys: pytest.Ca
     summary = dict(records.summary)
     check_contract(summary, EXTRAS)
     check_files(records, out)
+    assert (summary["transport"], summary["faults"]) == (transport, [])
     assert summary["train_cpu_s_median"] > 0
     assert 0 < summary["startup_s"] <= summary["wall_s"]
     assert 0 < summary["private_bytes_per_node_median"] < summary["peak_rss_bytes"]

@@ -22,8 +22,9 @@ WORKLOAD = (
 
 
 @pytest.mark.processes
-def test_many_processes_finish(tmp_path: Path) -> None:
-    with started(tmp_path / "out", "--nodes", "32", *WORKLOAD) as command:
+@pytest.mark.parametrize("network", ["--transport mqtt", "--transport libp2p --topology ring"])
+def test_many_processes_finish(tmp_path: Path, network: str) -> None:
+    with started(tmp_path / "out", "--nodes", "32", *network.split(), *WORKLOAD) as command:
         code, _, told = command.finish()
     assert code == 0, told
     summary = command.run().summary

@@ -1,4 +1,4 @@
-"""One equation, three programs: matrices, agents in virtual time, and processes over MQTT end in the same models."""
+"""One equation, four programs: matrices, agents in virtual time, and processes over each wire, all end alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gossipfl.records import RunRecords, load_run
 from gossipfl.testbed.run import run_testbed
 from gossipfl.testbed.simulated import run_simulation
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(320)]
 
 ATTACKED = [("mean", "sign-flip"), ("mean", "gaussian"), ("balance", "sign-flip"), ("balance", "gaussian")]
 CASES = [
@@ -27,6 +27,7 @@ CASES = [
     *((rule, attack, codec) for rule, attack in ATTACKED for codec in ("float32", "int8")),
 ]
 NODES = 8
+WIRES = ("mqtt", "libp2p")
 
 
 def spec_of(rule: str, attack: str | None, codec: str, transport: str) -> RunSpec:
@@ -47,20 +48,22 @@ def name_of(rule: str, attack: str | None, codec: str) -> str:
     return f"{rule}-{attack}-{codec}"
 
 
-def run_all_over_mqtt(out: Path) -> None:
+def run_all_over(wire: str, out: Path) -> None:
     """Run every case as processes; called in a process of its own, which loads torch once for all of them."""
     for case in CASES:
         with RunRecords(out / name_of(*case)) as records:
-            run_testbed(spec_of(*case, transport="mqtt"), records, Silence())
+            run_testbed(spec_of(*case, transport=wire), records, Silence())
 
 
 @pytest.fixture(scope="module")
-def over_mqtt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("mqtt")
-    program = "import sys, pathlib, test_parity; test_parity.run_all_over_mqtt(pathlib.Path(sys.argv[1]))"
-    # Forked from here, the nodes would inherit whatever other tests have left in this process.
-    subprocess.run([sys.executable, "-c", program, str(out)], cwd=Path(__file__).parent, check=True, timeout=150)
-    return out
+def over_wires(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    program = "import sys, pathlib, test_parity; test_parity.run_all_over(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    outs = [tmp_path_factory.mktemp(wire) for wire in WIRES]
+    for wire, out in zip(WIRES, outs, strict=True):
+        # Forked from here, the nodes would inherit whatever other tests have left in this process.
+        command = [sys.executable, "-c", program, wire, str(out)]
+        subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=150)
+    return outs
 
 
 def vectors(out: Path) -> dict[int, Any]:
@@ -74,16 +77,18 @@ def vector_digests(out: Path) -> Mapping[str, str]:
 
 
 @pytest.mark.parametrize(("rule", "attack", "codec"), CASES)
-def test_all_three_engines_agree(over_mqtt: Path, tmp_path: Path, rule: str, attack: str | None, codec: str) -> None:
+def test_all_engines_agree(over_wires: list[Path], tmp_path: Path, rule: str, attack: str | None, codec: str) -> None:
     for name, engine in (("agents", run_testbed), ("matrices", run_simulation)):
         with RunRecords(tmp_path / name) as records:
             records.write_summary(engine(spec_of(rule, attack, codec, "memory"), records, Silence()))
-    processes = over_mqtt / name_of(rule, attack, codec)
-    assert vector_digests(tmp_path / "agents") == vector_digests(processes)
-    of_agents, of_matrices, of_processes = map(vectors, (tmp_path / "agents", tmp_path / "matrices", processes))
-    assert sorted(of_agents) == sorted(of_matrices) == sorted(of_processes) == list(range(NODES))
-    for node, vector in of_processes.items():
-        assert np.array_equal(of_agents[node], vector)
+    of_agents, of_matrices = vectors(tmp_path / "agents"), vectors(tmp_path / "matrices")
+    assert sorted(of_agents) == sorted(of_matrices) == list(range(NODES))
+    for node, vector in of_agents.items():
         assert np.linalg.norm(of_matrices[node] - vector) <= 1e-5 * np.linalg.norm(vector)
         assert np.linalg.norm(vector) > 0
-    assert len({vector.tobytes() for vector in of_processes.values()}) == NODES
+    assert len({vector.tobytes() for vector in of_agents.values()}) == NODES
+    for processes in (out / name_of(rule, attack, codec) for out in over_wires):
+        assert vector_digests(tmp_path / "agents") == vector_digests(processes)
+        of_processes = vectors(processes)
+        assert sorted(of_processes) == list(range(NODES))
+        assert all(np.array_equal(of_agents[node], vector) for node, vector in of_processes.items())

@@ -11,7 +11,7 @@ import pytest
 
 from gossipfl.sections import BrokerSpec
 from gossipfl.testbed.broker import RESTART_S, RunBroker, run_broker
-from gossipfl.testbed.network import check_connection
+from gossipfl.testbed.wires import check_connection
 from gossipfl.transports.mqtt import MqttTransport
 
 

@@ -151,9 +151,9 @@ class Link:
                 outbox.writing += 1
                 try:
                     if lane == CONTROL and self._records:
-                        origin = next(iter(self._records))
-                        record = self._records.pop(origin)
-                        await stream.write_parts((frame_head(RECORD, len(record)), record))
+                        records, self._records = self._records, {}
+                        framed = (part for one in records.values() for part in (frame_head(RECORD, len(one)), one))
+                        await stream.write_parts([b"".join(framed)])
                         continue
                     frame = outbox.take(lane)
                     if frame is None and lane == CONTROL and self.bulk is None:

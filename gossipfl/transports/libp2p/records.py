@@ -91,6 +91,7 @@ class AddressBook:
         self._static = {peer: [dialable(text, peer) for text in told] for peer, told in static.items()}
         self._members = frozenset(members)
         self._records: dict[PeerId, Record] = {}
+        self._envelopes: set[bytes] = set()
         self._taken_at: dict[PeerId, float] = {}
         self._hints: dict[PeerId, list[Address]] = {}
 
@@ -110,8 +111,15 @@ class AddressBook:
         if known is not None and now < self._taken_at.get(record.peer, float("-inf")) + MIN_GAP_S:
             raise TooSoon(record.peer)
         self._records[record.peer] = record
+        self._envelopes.add(record.envelope)
+        if known is not None:
+            self._envelopes.discard(known.envelope)
         self._taken_at[record.peer] = now
         return True
+
+    def knows(self, envelope: bytes) -> bool:
+        """Tell whether these very bytes are the newest record of somebody."""
+        return envelope in self._envelopes
 
     def hint(self, peer: PeerId, told: Iterable[str]) -> bool:
         """Note addresses that somebody on the local network says ``peer`` has; tell whether any is new."""
@@ -125,7 +133,9 @@ class AddressBook:
     def forget(self, peer: PeerId) -> None:
         """Forget a member that was removed."""
         self._members -= {peer}
-        self._records.pop(peer, None)
+        record = self._records.pop(peer, None)
+        if record is not None:
+            self._envelopes.discard(record.envelope)
         self._hints.pop(peer, None)
 
     def records(self) -> list[Record]:

@@ -38,7 +38,7 @@ PATIENCE_S = 1.0
 """How long the second of two sides lets the first one dial."""
 CROSSED_S = 3.0
 """Two connections that are made within this time may have been made by both sides at once."""
-RETIRE_S = 1.0
+RETIRE_S = 0.5
 """How long a link that was replaced still brings what was on its way: closed at once, it would look like a failure."""
 STEADY_S = 1.0
 """A link that ends sooner counts as a failed attempt, so that one that always breaks is tried less and less often."""
@@ -48,18 +48,18 @@ SETTLE_S = 2.0
 """How long a node that closes waits for its neighbours to have read what it said last."""
 
 REASONS: Mapping[str, str] = {
-    "stranger": "who is no member of the federation",
-    "no neighbour": "who is a member, but no neighbour of this node",
-    "removed": "who is no member any more",
-    "own key": "who has this node's own key: another node runs with it",
-    "twin": "while another node runs with the same key",
-    "federation": "who belongs to another federation",
-    "greeting": "who sent no greeting that can be read",
-    "lane": "who opened a stream that this protocol does not have, or has already",
-    "no control lane": "who opened the second stream before the first",
-    "no lane": "who opened no stream of this protocol: another major version?",
-    "protocol": "who speaks no protocol of this version",
-    "other site": "at whose address another site answers",
+    "stranger": "no member of the federation",
+    "no neighbour": "a member, but no neighbour of this node",
+    "removed": "no member any more",
+    "own key": "it has this node's own key: another node runs with it",
+    "twin": "another node runs with the same key",
+    "federation": "it belongs to another federation",
+    "greeting": "it sent no greeting that can be read",
+    "lane": "it opened a stream that this protocol does not have, or has already",
+    "no control lane": "it opened the second stream before the first",
+    "no lane": "it opened no stream of this protocol; does it speak another major version?",
+    "protocol": "it speaks no protocol of this version",
+    "other site": "another site answers at its address",
 }
 """Why a connection is not used, by the word that is counted, in words for people."""
 
@@ -237,11 +237,8 @@ class Switchboard:
             return
         with trio.move_on_after(self._options.timeout_s):
             await muxed.ended.wait()
-        peer = str(muxed.peer_id)
-        neighbour = self._neighbours.get(peer)
-        greeted = neighbour is not None and neighbour.link is not None and neighbour.link.muxed is muxed
-        if not (greeted or muxed.is_closed):
-            self._refuse("no lane", peer)
+        if not (muxed.was_greeted or muxed.is_closed):
+            self._refuse("no lane", str(muxed.peer_id))
             await conn.close()
 
     # ------------------------------------------------------------------------------------------ accepting
@@ -259,7 +256,8 @@ class Switchboard:
             with trio.fail_after(self._options.timeout_s):
                 greeting = await Greeting.read(lane)
         except (MessageError, Refused, trio.TooSlowError, MuxedStreamError):
-            self._refuse("greeting", peer)
+            if not muxed.is_closed:
+                self._refuse("greeting", peer)
             await lane.reset()
             return
         with contextlib.suppress(MuxedStreamError):
@@ -360,9 +358,10 @@ class Switchboard:
             problem = self._dial_problem(neighbour, address, error)
         else:
             if self._adopt(neighbour, link) is None:
-                self._spawn_serving(neighbour, link)
+                self._nursery.start_soon(self._serve, neighbour, link)
                 return None
-            problem = "another connection was made at the same time"
+            self._nursery.start_soon(self._run_out, neighbour, link)
+            return "another connection was made at the same time"
         if conn is not None:
             with trio.CancelScope(shield=True):
                 await conn.close()
@@ -448,8 +447,12 @@ class Switchboard:
         made_by_smaller = old.dialled == (self._me < old.peer)
         return crossed and made_by_smaller and not old.muxed.is_closed
 
-    def _spawn_serving(self, neighbour: Neighbour, link: Link) -> None:
-        self._nursery.start_soon(self._serve, neighbour, link)
+    async def _run_out(self, neighbour: Neighbour, link: Link) -> None:
+        """Hear out a connection that loses against one made at the same time: the other side may not know that yet."""
+        link.retire()
+        with trio.move_on_after(RETIRE_S):
+            await link.run(neighbour.desk, self._options.ping_s, self._options.dead_s)
+        await link.close("another connection was made at the same time")
 
     async def _serve(self, neighbour: Neighbour, link: Link, *, answers: bool = False) -> None:
         """Run an adopted link to its end; where this side ``answers``, its greeting comes first."""
@@ -482,6 +485,8 @@ class Switchboard:
 
     def take_record(self, source: PeerId, envelope: bytes) -> None:
         """Keep a record that a neighbour has told, and pass it on where it is new."""
+        if self._book.knows(envelope):  # it comes from every neighbour, and checking a signature takes its time
+            return
         neighbour = self._neighbours.get(source)
         try:
             record = Record.read(envelope)

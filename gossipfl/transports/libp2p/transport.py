@@ -198,7 +198,7 @@ class Libp2pTransport(Transport):
         now = self._now()
         if now >= self._refused_at.get(reason, float("-inf")) + REFUSAL_EVENT_S:
             self._refused_at[reason] = now
-            self._events.push(LinkEvent("refused", peer, f"{peer}, {detail}" if peer else detail))
+            self._events.push(LinkEvent("refused", peer, detail))
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
