@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from gossipfl.identity import PeerId as PeerId  # re-exported: transports name peers, and need no keys
 
@@ -98,7 +98,7 @@ class Transport(ABC):
     me: PeerId
     peers: frozenset[PeerId]
     counters: TransportCounters
-    shares_wire: ClassVar[bool] = True
+    shares_wire: bool = True
     """Whether a frame for several recipients is best sent in one call: a broker spreads it. Where it is not, each of
     them is sent to by itself, so that a slow one holds up nobody else."""
 

@@ -128,6 +128,7 @@ class FaultyTransport(Transport):
         self.me = inner.me
         self.peers = inner.peers
         self.counters = inner.counters
+        self.shares_wire = inner.shares_wire
         self._inner = inner
         self._plan = plan
         self._origin_s = origin_s
@@ -151,18 +152,18 @@ class FaultyTransport(Transport):
         if self._closed:
             raise TransportClosed("the transport was closed")
         if self._plan == FaultPlan():
-            return await self._inner.send(recipients, frame)
+            return await self._inner.send(recipients, frame, bulk=bulk)
         content = bytes(frame)
         at_once: list[PeerId] = []
         for peer in sorted(recipients):
             successor_of = self._overtaken.pop(peer, None)
-            if await self._despatch(peer, content):
+            if await self._despatch(peer, content, bulk):
                 at_once.append(peer)
             if successor_of is not None:
                 asyncio.get_running_loop().call_soon(successor_of.set)
-        return await self._inner.send(at_once, content) if at_once else True
+        return await self._inner.send(at_once, content, bulk=bulk) if at_once else True
 
-    async def _despatch(self, peer: PeerId, content: bytes) -> bool:
+    async def _despatch(self, peer: PeerId, content: bytes, bulk: bool) -> bool:
         """Send the frame on its way with its faults; return True when it has none."""
         reason = self._plan.cuts(self.me, peer, self._now_s())
         fate = self._draw(peer)
@@ -178,7 +179,7 @@ class FaultyTransport(Transport):
             await self._slots.acquire()
             if self._closed:
                 raise TransportClosed("the transport was closed")
-            journey = self._travel(peer, content, delay_s, overtaken)
+            journey = self._travel(peer, content, bulk, delay_s, overtaken)
             task = asyncio.get_running_loop().create_task(journey, name=f"faults[{self.me}].travel")
             self._under_way.add(task)
             task.add_done_callback(self._arrived)
@@ -192,7 +193,9 @@ class FaultyTransport(Transport):
         copies = 0 if drop < plan.drop else 2 if duplicate < plan.duplicate else 1
         return _Fate(delays_s[:copies], reorder < plan.reorder, corrupt < plan.corrupt)
 
-    async def _travel(self, peer: PeerId, content: bytes, delay_s: float, overtaken: asyncio.Event | None) -> None:
+    async def _travel(
+        self, peer: PeerId, content: bytes, bulk: bool, delay_s: float, overtaken: asyncio.Event | None
+    ) -> None:
         if overtaken is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REORDER_HOLD_S):
@@ -203,7 +206,7 @@ class FaultyTransport(Transport):
             self.counters.count_drop(reason)
             return
         with contextlib.suppress(TransportClosed):
-            await self._inner.send([peer], content)
+            await self._inner.send([peer], content, bulk=bulk)
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
