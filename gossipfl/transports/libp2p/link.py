@@ -20,6 +20,9 @@ from gossipfl.transports.libp2p.yamux import Yamux, YamuxStream
 LAST_FRAMES_S = 5.0
 """How long what has arrived on an ended connection may wait for the agent."""
 
+LATE_S = 0.25
+"""How late a look at the clock may be before this process takes itself for the one that was away."""
+
 KEPT_WHOLE_BYTES = 4096
 """Smaller frames are copied: as a view they would keep a whole packet in memory."""
 
@@ -88,7 +91,8 @@ class Link:
             self._desk.outbox.wake_link()
 
     def _start_lane(self, lane: int, stream: YamuxStream) -> None:
-        stream.widen(self.window_bytes)
+        # Half for chunks: with a frame in the making, what a message can be behind is then less than one chunk.
+        stream.widen(self.window_bytes if lane == CONTROL else self.window_bytes // 2)
         self._readers.start_soon(self._read, lane, stream)
         self._writers.start_soon(self._write, lane, stream)
 
@@ -191,7 +195,7 @@ class Link:
         while True:
             await trio.sleep(step_s)
             now = trio.current_time()
-            if now - looked_at > 2 * step_s + 1.0:
+            if now - looked_at > 1.5 * step_s + LATE_S:
                 self.muxed.heard_at = now
             looked_at = now
             silent_s = now - self.muxed.heard_at

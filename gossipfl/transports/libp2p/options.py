@@ -25,7 +25,8 @@ class Libp2pOptions:
     it must grow with each start of the site (the incarnation does).
 
     ``ping_s``: a link on which nothing came for so long is probed; one that is silent for ``dead_s`` is closed and
-    dialled anew. ``window_bytes``: what may be on its way to a peer, in each of the two lanes.
+    dialled anew. ``window_bytes``: what may be on its way to a peer in the control lane, and half of it in the bulk
+    lane.
 
     Raises ConfigError for a value that cannot be used.
     """

@@ -281,7 +281,6 @@ class Switchboard:
             self._refuse("lane", neighbour.peer)
             await self._turn_away(lane, "lane")
             return
-        muxed.was_greeted = True
         reason = "federation" if greeting.federation != self._federation else None
         link = self._link(neighbour, conn, lane, greeting, dialled=False)
         reason = reason or self._adopt(neighbour, link)
@@ -289,8 +288,16 @@ class Switchboard:
             if reason != "duplicate":
                 self._refuse(reason, neighbour.peer)
             await self._turn_away(lane, reason)
+            await self._close_soon(muxed, conn)
             return
+        muxed.was_greeted = True
         await self._serve(neighbour, link, answers=True)
+
+    async def _close_soon(self, muxed: Yamux, conn: INetConn) -> None:
+        """Close a connection that is not used, once the other side has had time to read why."""
+        with trio.move_on_after(RETIRE_S):
+            await muxed.ended.wait()
+        await conn.close()
 
     async def _turn_away(self, lane: YamuxStream, reason: str) -> None:
         await lane.write(refusal(reason))

@@ -138,7 +138,7 @@ class Libp2pTransport(Transport):
         self._inbox.close()
         self._events.close()
         try:
-            if self._running is not None:
+            if self._running is not None and not self._running.done():
                 await self._bridge.run(self._switchboard.settle)
                 await self._bridge.run(self._switchboard.stop)
         finally:
