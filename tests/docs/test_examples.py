@@ -155,7 +155,8 @@ def test_the_full_example_tells_the_defaults() -> None:
     for key, line in explained(blocks(TESTBED, "toml")[0]).items():
         told = re.search(r"\(([\d.]+)\)\s*$", line)
         section, _, name = key.rpartition(".")
-        part = getattr(spec, section) if section in {"train", "gossip", "libp2p", "partition"} else spec if not section else None
+        plain = {"train", "gossip", "libp2p", "partition"}
+        part = getattr(spec, section) if section in plain else spec if not section else None
         if told and part is not None and hasattr(part, name):
             assert float(getattr(part, name)) == float(told[1]), key
 
