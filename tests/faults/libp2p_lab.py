@@ -37,7 +37,7 @@ from gossipfl.transports.libp2p.link import Link
 from gossipfl.transports.libp2p.options import Libp2pOptions
 from gossipfl.transports.libp2p.transport import Libp2pTransport
 from gossipfl.transports.libp2p.wire import PROTOCOL, Greeting
-from gossipfl.transports.libp2p.yamux import YamuxStream
+from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
 POLL_S = 0.005
 AGAIN_S = 0.05

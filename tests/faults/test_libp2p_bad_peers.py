@@ -43,7 +43,8 @@ from gossipfl.transports.libp2p.wire import (
     Refused,
     frame_head,
 )
-from gossipfl.transports.libp2p.yamux import MAX_STREAMS, YamuxStream
+from gossipfl.transports.libp2p.yamux_frames import MAX_STREAMS
+from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
 pytestmark = pytest.mark.timeout(60)
 

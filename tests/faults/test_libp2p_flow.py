@@ -11,7 +11,7 @@ import pytest
 from libp2p_lab import Process, Site, free_port, loopback, peer, run, sites, tell, timed, until, wired
 
 from gossipfl.transports.libp2p.queues import MAX_BULK_INBOX_FRAMES
-from gossipfl.transports.libp2p.yamux import MAX_DATA_BYTES
+from gossipfl.transports.libp2p.yamux_frames import MAX_DATA_BYTES
 
 pytestmark = pytest.mark.timeout(60)
 

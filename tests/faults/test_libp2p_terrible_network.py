@@ -32,7 +32,7 @@ def plan(mode: str) -> Plan:
         "nodes": NODES,
         "topology": "ring",
         "transport": "memory",
-        "rounds": 8,
+        "rounds": 4,
         "seed": 3,
         "mode": mode,
         "train": {"local_steps": 3},

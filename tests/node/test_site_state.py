@@ -235,7 +235,7 @@ def test_links_to_a_broker_and_to_neighbours_are_told_apart(caplog: pytest.LogCa
         "beta connected at x",
         "lost the broker, trying again until it answers: x",
         "lost the link to beta: x",
-        "a connection was refused: x",
+        "a connection with beta was refused: x",
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import trio
 from libp2p import new_host
-from libp2p.abc import IHost, IMuxedConn, INetStream, ISecureConn
+from libp2p.abc import IHost, IMuxedConn, INetConn, INetStream, ISecureConn
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.crypto.keys import KeyPair, KeyType, PrivateKey, PublicKey
 from libp2p.crypto.x25519 import create_new_key_pair as new_noise_key
@@ -30,8 +30,8 @@ from multiaddr import Multiaddr
 from gossipfl.errors import TransportUnavailable
 from gossipfl.identity import Identity, PeerId
 from gossipfl.transports.libp2p.noise import MemberNoise
-from gossipfl.transports.libp2p.yamux import PROTOCOL_ID as YAMUX
 from gossipfl.transports.libp2p.yamux import Yamux
+from gossipfl.transports.libp2p.yamux_frames import PROTOCOL_ID as YAMUX
 
 MAX_CONNECTIONS_PER_PEER = 8
 """More than one while two sides dial each other; ``links`` decides which stays."""
@@ -171,6 +171,7 @@ class _TidyListener(TCPListener):
         self._failures = failures
 
     async def listen(self, maddr: Multiaddr) -> None:
+        """Hear of it, and do nothing."""
         try:
             await super().listen(maddr)
         except Exception as error:
@@ -198,3 +199,34 @@ def cannot_listen(wanted: str, failures: list[str]) -> TransportUnavailable:
     """Return the error that says, in one line, why nothing listens at ``wanted``."""
     reason = next((line.rpartition(": ")[2] for line in failures if line.startswith(wanted)), "the address is in use")
     return TransportUnavailable(f"cannot listen on {wanted}: {reason}; free it, or correct the listen addresses")
+
+
+class Arrivals:
+    """Hears of connections; py-libp2p asks its listeners for all of these."""
+
+    def __init__(self, arrived: Callable[[INetConn], Any]) -> None:
+        self._arrived = arrived
+
+    async def connected(self, network: Any, conn: INetConn) -> None:
+        """Pass a new connection on."""
+        await self._arrived(conn)
+
+    async def disconnected(self, network: Any, conn: INetConn) -> None:
+        """Hear of it, and do nothing."""
+        return
+
+    async def opened_stream(self, network: Any, stream: INetStream) -> None:
+        """Hear of it, and do nothing."""
+        return
+
+    async def closed_stream(self, network: Any, stream: INetStream) -> None:
+        """Hear of it, and do nothing."""
+        return
+
+    async def listen(self, network: Any, multiaddr: Multiaddr) -> None:
+        """Hear of it, and do nothing."""
+        return
+
+    async def listen_close(self, network: Any, multiaddr: Multiaddr) -> None:
+        """Hear of it, and do nothing."""
+        return

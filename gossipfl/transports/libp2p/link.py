@@ -15,7 +15,8 @@ from gossipfl.identity import PeerId
 from gossipfl.transports.base import Received
 from gossipfl.transports.libp2p.queues import Inbox, Outbox
 from gossipfl.transports.libp2p.wire import BULK, CONTROL, FRAME, HEAD, RECORD, frame_head, read_head
-from gossipfl.transports.libp2p.yamux import Yamux, YamuxStream
+from gossipfl.transports.libp2p.yamux import Yamux
+from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
 LAST_FRAMES_S = 5.0
 """How long what has arrived on an ended connection may wait for the agent."""

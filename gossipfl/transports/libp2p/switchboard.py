@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 from typing import Any, cast
 
@@ -25,69 +22,27 @@ from gossipfl.errors import MessageError, TransportUnavailable
 from gossipfl.identity import Identity, PeerId
 from gossipfl.membership import federation_id_of
 from gossipfl.transports.libp2p.addresses import Address, listenable
-from gossipfl.transports.libp2p.host import TidyTcp, cannot_listen, make_host, swarm_of
-from gossipfl.transports.libp2p.interfaces import on_every_interface, someone_listens
+from gossipfl.transports.libp2p.admission import Admission, Told
+from gossipfl.transports.libp2p.directory import Directory
+from gossipfl.transports.libp2p.failures import causes_of, in_words
+from gossipfl.transports.libp2p.host import Arrivals, TidyTcp, cannot_listen, make_host, swarm_of
+from gossipfl.transports.libp2p.interfaces import someone_listens
 from gossipfl.transports.libp2p.link import Desk, Link
+from gossipfl.transports.libp2p.neighbour import Neighbour
 from gossipfl.transports.libp2p.noise import NotAdmitted
-from gossipfl.transports.libp2p.options import MAX_ADDRESSES, Libp2pOptions
-from gossipfl.transports.libp2p.records import MIN_GAP_S, AddressBook, Record, TooSoon
+from gossipfl.transports.libp2p.options import Libp2pOptions
 from gossipfl.transports.libp2p.wire import BULK, CONTROL, PROTOCOL, Greeting, Refused, refusal
-from gossipfl.transports.libp2p.yamux import Yamux, YamuxStream
+from gossipfl.transports.libp2p.yamux import Yamux
+from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
 PATIENCE_S = 1.0
 """How long the second of two sides lets the first one dial."""
-CROSSED_S = 3.0
-"""Two connections that are made within this time may have been made by both sides at once."""
 RETIRE_S = 0.5
 """How long a link that was replaced still brings what was on its way: closed at once, it would look like a failure."""
 STEADY_S = 1.0
 """A link that ends sooner counts as a failed attempt, so that one that always breaks is tried less and less often."""
-REMEMBERED_STARTS = 8
-MAX_CAUSES = 8
 SETTLE_S = 2.0
 """How long a node that closes waits for its neighbours to have read what it said last."""
-
-REASONS: Mapping[str, str] = {
-    "stranger": "no member of the federation",
-    "no neighbour": "a member, but no neighbour of this node",
-    "removed": "no member any more",
-    "own key": "it has this node's own key: another node runs with it",
-    "twin": "another node runs with the same key",
-    "federation": "it belongs to another federation",
-    "greeting": "it sent no greeting that can be read",
-    "lane": "it opened a stream that this protocol does not have, or has already",
-    "no control lane": "it opened the second stream before the first",
-    "no lane": "it opened no stream of this protocol; does it speak another major version?",
-    "protocol": "it speaks no protocol of this version",
-    "other site": "another site answers at its address",
-}
-"""Why a connection is not used, by the word that is counted, in words for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Something that the transport on the asyncio side has to know."""
-
-    what: str
-    peer: PeerId | None
-    detail: str = ""
-
-
-@dataclass(slots=True)
-class Neighbour:
-    """What is known of one neighbour: its link, its starts, and why it was not reached."""
-
-    peer: PeerId
-    desk: Desk
-    link: Link | None = None
-    instance: bytes = b""
-    former: deque[bytes] = field(default_factory=lambda: deque(maxlen=REMEMBERED_STARTS))
-    changed: trio.Event = field(default_factory=trio.Event)
-
-    def wake(self) -> None:
-        """Let its keeper look: there is a link, or a new address."""
-        self.changed.set()
-        self.changed = trio.Event()
 
 
 class Switchboard:
@@ -108,20 +63,17 @@ class Switchboard:
     ) -> None:
         self._me = identity.peer_id
         self._identity = identity
-        self._members = frozenset(members)
         self._options = options
         self._tell = tell
-        self._neighbours = {peer: Neighbour(peer, desk) for peer, desk in desks.items()}
-        self._removed: set[PeerId] = set()
-        self._book = AddressBook(options.addresses, {self._me, *members, *desks})
+        self._neighbours = {peer: Neighbour(self._me, peer, desk) for peer, desk in desks.items()}
+        self._admission = Admission(self._me, members, desks, tell)
+        self.directory = Directory(identity, members, self._neighbours, options)
         self._federation = federation_id_of(options.federation)
         self._instance = instance
         self._random = Random(derive_seed(0, "libp2p back-off", self._me))
         self._stop = trio.Event()
         self._stopped = trio.Event()
         self._tcp = TidyTcp()
-        self._own_addresses: list[Address] = []
-        self._held_back: dict[PeerId, tuple[PeerId, bytes]] = {}
 
     # ------------------------------------------------------------------------------------------ life
 
@@ -151,13 +103,13 @@ class Switchboard:
             raise failure
 
     async def _hold(self, listening: list[Address], task_status: Any) -> None:
-        self._swarm.register_notifee(cast("Any", _Arrivals(self._arrived)))
+        self._swarm.register_notifee(cast("Any", Arrivals(self._arrived)))
         async with trio.open_nursery() as self._nursery:
-            self._sign_record(listening)
+            self.directory.sign(listening)
             for neighbour in self._neighbours.values():
                 self._nursery.start_soon(self._keep, neighbour)
             task_status.started(tuple(map(str, listening)))
-            async with self._local_network(trio.lowlevel.current_trio_token()):
+            async with self.directory.on_local_network():
                 await self._stop.wait()
                 await self._close_links()
             self._nursery.cancel_scope.cancel()
@@ -202,27 +154,15 @@ class Switchboard:
         """Called when a handshake has proved who the other side is."""
         if self._stop.is_set():
             raise NotAdmitted("closing")
-        reason = self._objection(peer)
+        reason = self._admission.objection(peer)
         if reason is not None:
-            self._refuse(reason, peer)
+            self._admission.refuse(reason, peer)
             raise NotAdmitted(reason)
-
-    def _objection(self, peer: PeerId) -> str | None:
-        if peer == self._me:
-            return "own key"
-        if peer in self._removed:
-            return "removed"
-        if peer in self._neighbours:
-            return None
-        return "no neighbour" if peer in self._members else "stranger"
-
-    def _refuse(self, reason: str, peer: PeerId, detail: str = "") -> None:
-        self._tell(Told(f"refused {reason}", peer, detail or REASONS.get(reason, reason)))
 
     async def remove(self, peer: PeerId) -> None:
         """Cut a member off, from now on."""
-        self._removed.add(peer)
-        self._book.forget(peer)
+        self._admission.remove(peer)
+        self.directory.forget(peer)
         for conn in list(self._swarm.connections.get(ID.from_base58(peer), [])):
             await conn.close()
 
@@ -238,7 +178,7 @@ class Switchboard:
         with trio.move_on_after(self._options.timeout_s):
             await muxed.ended.wait()
         if not (muxed.was_greeted or muxed.is_closed):
-            self._refuse("no lane", str(muxed.peer_id))
+            self._admission.refuse("no lane", str(muxed.peer_id))
             await conn.close()
 
     # ------------------------------------------------------------------------------------------ accepting
@@ -249,7 +189,7 @@ class Switchboard:
         muxed = cast("Yamux", stream.muxed_conn)
         peer = str(muxed.peer_id)
         neighbour = self._neighbours.get(peer)
-        if neighbour is None or self._objection(peer) is not None:
+        if neighbour is None or self._admission.objection(peer) is not None:
             await lane.reset()
             return
         try:
@@ -257,7 +197,7 @@ class Switchboard:
                 greeting = await Greeting.read(lane)
         except (MessageError, Refused, trio.TooSlowError, MuxedStreamError):
             if not muxed.is_closed:
-                self._refuse("greeting", peer)
+                self._admission.refuse("greeting", peer)
             await lane.reset()
             return
         with contextlib.suppress(MuxedStreamError):
@@ -269,7 +209,7 @@ class Switchboard:
             link = neighbour.link
             if link is None or link.muxed is not muxed or link.bulk is not None or conn is None:
                 if not muxed.was_greeted:  # else another connection has taken this one's place meanwhile
-                    self._refuse("no control lane", neighbour.peer)
+                    self._admission.refuse("no control lane", neighbour.peer)
                 await self._turn_away(lane, "no control lane")
                 return
             await lane.write(self._greeting(BULK))
@@ -278,7 +218,7 @@ class Switchboard:
             return
         taken = neighbour.link is not None and neighbour.link.muxed is muxed
         if greeting.lane != CONTROL or conn is None or taken:
-            self._refuse("lane", neighbour.peer)
+            self._admission.refuse("lane", neighbour.peer)
             await self._turn_away(lane, "lane")
             return
         reason = "federation" if greeting.federation != self._federation else None
@@ -286,7 +226,7 @@ class Switchboard:
         reason = reason or self._adopt(neighbour, link)
         if reason is not None:
             if reason != "duplicate":
-                self._refuse(reason, neighbour.peer)
+                self._admission.refuse(reason, neighbour.peer)
             await self._turn_away(lane, reason)
             await self._close_soon(muxed, conn)
             return
@@ -311,7 +251,7 @@ class Switchboard:
     async def _keep(self, neighbour: Neighbour) -> None:
         """Have a link to one neighbour, as well as can be."""
         failures = 0
-        if self._me > neighbour.peer:
+        if not neighbour.dials_first:
             await self._pause(neighbour, PATIENCE_S)
         while True:
             if neighbour.link is not None:
@@ -320,7 +260,7 @@ class Switchboard:
                 failures = 0 if trio.current_time() - opened_at >= STEADY_S else failures + 1
                 await self._pause(neighbour, self._back_off_s(max(1, failures)))
                 continue
-            if neighbour.peer not in self._removed and await self._try_addresses(neighbour):
+            if not self._admission.has_removed(neighbour.peer) and await self._try_addresses(neighbour):
                 continue
             failures += 1
             await self._pause(neighbour, self._back_off_s(failures))
@@ -336,7 +276,7 @@ class Switchboard:
 
     async def _try_addresses(self, neighbour: Neighbour) -> bool:
         """Dial one address after the other; tell whether there was a link (that may have ended since)."""
-        for address in self._book.addresses(neighbour.peer):
+        for address in self.directory.addresses(neighbour.peer):
             problem = await self._try(neighbour, address)
             if problem is None or neighbour.link is not None:
                 return True
@@ -360,7 +300,7 @@ class Switchboard:
             problem = "the connection was closed"
             if "not supported" in str(error):
                 problem = "speaks no protocol of this version"
-                self._refuse("protocol", neighbour.peer)
+                self._admission.refuse("protocol", neighbour.peer)
         except Exception as error:  # noqa: BLE001 - the library and what it stands on raise their own; a dial may fail
             problem = self._dial_problem(neighbour, address, error)
         else:
@@ -375,18 +315,16 @@ class Switchboard:
         return problem
 
     def _dial_problem(self, neighbour: Neighbour, address: Address, error: BaseException) -> str:
-        causes: list[BaseException] = [error]
-        while (cause := _cause_of(causes[-1])) is not None and len(causes) < MAX_CAUSES:
-            causes.append(cause)
+        causes = causes_of(error)
         if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
-            self._refuse("other site", neighbour.peer, f"another site answers at {address}")
+            self._admission.refuse("other site", neighbour.peer, f"another site answers at {address}")
             return "another site answers there"
-        return _in_words(causes[-1])
+        return in_words(causes[-1])
 
     async def _greet(self, neighbour: Neighbour, conn: INetConn) -> Link:
         control, answer = await self._open_lane(conn, CONTROL)
         if answer.federation != self._federation:
-            self._refuse("federation", neighbour.peer)
+            self._admission.refuse("federation", neighbour.peer)
             raise Refused("federation")
         link = self._link(neighbour, conn, control, answer, dialled=True)
         with contextlib.suppress(Refused):
@@ -427,32 +365,20 @@ class Switchboard:
 
     def _adopt(self, neighbour: Neighbour, link: Link) -> str | None:
         """Make this the neighbour's link, in place of what was there; return why not, where it should not be."""
-        if neighbour.peer in self._removed:
+        if self._admission.has_removed(neighbour.peer):
             return "removed"
-        old = neighbour.link
-        if neighbour.instance not in (b"", link.instance):
-            if link.instance in neighbour.former and old is not None and not old.muxed.is_closed:
-                return "twin"
-            neighbour.former.append(neighbour.instance)
-        elif old is not None and self._outranks(old, link):
-            return "duplicate"
-        neighbour.instance, neighbour.link = link.instance, link
-        if old is not None:
-            old.retire()
-            self._nursery.start_soon(self._close_later, old)
-        return None
+        objection = neighbour.objection(link)
+        if objection is None:
+            old = neighbour.adopt(link)
+            if old is not None:
+                self._nursery.start_soon(self._close_later, old)
+        return objection
 
     async def _close_later(self, link: Link) -> None:
         """Close a link that was replaced once the other side has had time to take up the new one."""
         with trio.move_on_after(RETIRE_S):
             await link.ended.wait()
         await link.close("replaced by a newer connection")
-
-    def _outranks(self, old: Link, new: Link) -> bool:
-        """Tell whether ``old`` stays although ``new`` was made: both sides dialled, and it is the smaller one's."""
-        crossed = old.dialled != new.dialled and new.opened_at - old.opened_at < CROSSED_S
-        made_by_smaller = old.dialled == (self._me < old.peer)
-        return crossed and made_by_smaller and not old.muxed.is_closed
 
     async def _run_out(self, neighbour: Neighbour, link: Link) -> None:
         """Hear out a connection that loses against one made at the same time: the other side may not know that yet."""
@@ -467,8 +393,7 @@ class Switchboard:
             if answers:
                 await link.control.write(self._greeting(CONTROL))
             self._tell(Told("up", neighbour.peer, link.address))
-            for record in self._book.records():
-                link.tell_record(record.peer, record.envelope)
+            self.directory.tell_all(link)
             neighbour.wake()
             await link.run(neighbour.desk, self._options.ping_s, self._options.dead_s)
         finally:
@@ -482,111 +407,6 @@ class Switchboard:
             with trio.CancelScope(shield=True):
                 await link.conn.close()
 
-    # ------------------------------------------------------------------------------------------ addresses
-
-    def _sign_record(self, listening: Iterable[Address]) -> None:
-        told = [Address.parse(text) for text in self._options.announce]
-        self._own_addresses = (told or on_every_interface(listening))[:MAX_ADDRESSES]
-        record = Record.sign(self._identity, self._own_addresses, self._options.sequence)
-        self._book.take(record, trio.current_time())
-
     def take_record(self, source: PeerId, envelope: bytes) -> None:
-        """Keep a record that a neighbour has told, and pass it on where it is new."""
-        if self._book.knows(envelope):  # it comes from every neighbour, and checking a signature takes its time
-            return
-        neighbour = self._neighbours.get(source)
-        try:
-            record = Record.read(envelope)
-            if record.peer == self._me or not self._book.take(record, trio.current_time()):
-                return
-        except TooSoon as error:
-            if not self._held_back:
-                self._nursery.start_soon(self._take_held_back)
-            self._held_back[error.peer] = source, envelope
-            if neighbour is not None:
-                neighbour.desk.on_drop(str(error))
-            return
-        except MessageError as error:
-            if neighbour is not None:
-                neighbour.desk.on_drop(str(error))
-            return
-        self._tell(Told("record", record.peer, ", ".join(map(str, record.addresses))))
-        for other in self._neighbours.values():
-            if other.link is not None and other.peer not in (source, record.peer):
-                other.link.tell_record(record.peer, envelope)
-        moved = self._neighbours.get(record.peer)
-        if moved is not None and moved.link is None:
-            moved.wake()
-
-    async def _take_held_back(self) -> None:
-        """Look again, a little later, at the newest record of whoever signs them too fast."""
-        await trio.sleep(MIN_GAP_S)
-        held, self._held_back = self._held_back, {}
-        for source, envelope in held.values():
-            self.take_record(source, envelope)
-
-    def remember(self, envelopes: Iterable[bytes]) -> None:
-        """Take records that were kept over a restart; one that cannot be read is left out."""
-        for envelope in envelopes:
-            with contextlib.suppress(MessageError):
-                self._book.take(Record.read(envelope), float("-inf"))
-
-    def records(self) -> tuple[bytes, ...]:
-        """Return the newest record of every other member that is known."""
-        return tuple(record.envelope for record in self._book.records() if record.peer != self._me)
-
-    def _local_network(self, token: trio.lowlevel.TrioToken) -> contextlib.AbstractAsyncContextManager[None]:
-        """Find, and be found by, sites of the local network; nothing where that is not wanted."""
-        if not self._options.mdns:
-            return contextlib.nullcontext()
-        from gossipfl.transports.libp2p.local import on_local_network
-
-        def found(peer: PeerId, told: list[str]) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(self._take_hint, peer, told)
-
-        return on_local_network(self._me, self._own_addresses, found)
-
-    def _take_hint(self, peer: PeerId, told: list[str]) -> None:
-        neighbour = self._neighbours.get(peer)
-        if neighbour is not None and self._book.hint(peer, told) and neighbour.link is None:
-            neighbour.wake()
-
-
-def _in_words(error: BaseException) -> str:
-    """Return an error as a part of a line: what the system says of it, without numbers and addresses."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _cause_of(error: BaseException) -> BaseException | None:
-    """Return what is behind an error: its cause, or the first of several that were gathered."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.exceptions[0]
-    return error.__cause__
-
-
-class _Arrivals:
-    """Hears of connections; py-libp2p asks its listeners for all of these."""
-
-    def __init__(self, arrived: Callable[[INetConn], Any]) -> None:
-        self._arrived = arrived
-
-    async def connected(self, network: Any, conn: INetConn) -> None:
-        await self._arrived(conn)
-
-    async def disconnected(self, network: Any, conn: INetConn) -> None:
-        return
-
-    async def opened_stream(self, network: Any, stream: INetStream) -> None:
-        return
-
-    async def closed_stream(self, network: Any, stream: INetStream) -> None:
-        return
-
-    async def listen(self, network: Any, multiaddr: Multiaddr) -> None:
-        return
-
-    async def listen_close(self, network: Any, multiaddr: Multiaddr) -> None:
-        return
+        """Take an address record that a neighbour has told."""
+        self.directory.take(source, envelope, self._nursery)

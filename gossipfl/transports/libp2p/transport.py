@@ -11,12 +11,13 @@ from typing import Literal
 from gossipfl.errors import TransportClosed, TransportError
 from gossipfl.identity import Identity
 from gossipfl.transports.base import LinkEvent, PeerId, Received, Transport, TransportCounters, check_frame
+from gossipfl.transports.libp2p.admission import Told
 from gossipfl.transports.libp2p.bridge import TrioThread
 from gossipfl.transports.libp2p.library import check_library
 from gossipfl.transports.libp2p.link import Desk
 from gossipfl.transports.libp2p.options import Libp2pOptions
 from gossipfl.transports.libp2p.queues import Inbox, Outbox
-from gossipfl.transports.libp2p.switchboard import Switchboard, Told
+from gossipfl.transports.libp2p.switchboard import Switchboard
 from gossipfl.transports.libp2p.wire import BULK, CONTROL, INSTANCE_BYTES
 from gossipfl.transports.mailbox import Mailbox
 
@@ -77,7 +78,7 @@ class Libp2pTransport(Transport):
             secrets.token_bytes(INSTANCE_BYTES),
             lambda told: self._bridge.tell_asyncio(self._take_note, told),
         )
-        self._switchboard.remember(remembered)
+        self._switchboard.directory.remember(remembered)
         self._closed = False
         self._running: asyncio.Task[None] | None = None
 
@@ -154,7 +155,7 @@ class Libp2pTransport(Transport):
 
     def address_records(self) -> tuple[bytes, ...]:
         """Return the newest signed address record of every other member known, to be kept over a restart."""
-        return self._switchboard.records()
+        return self._switchboard.directory.records()
 
     async def remove(self, peer: PeerId) -> None:
         """Cut off a member that was removed: its link is closed, and it is refused from now on."""
@@ -176,8 +177,6 @@ class Libp2pTransport(Transport):
             case "unreachable", str(peer):
                 if self._links[peer].state == "down":
                     self._links[peer] = LinkState("down", "", self._links[peer].since_s, told.detail)
-            case "record", _:
-                pass
             case reason, peer:
                 self._note_refusal(reason, peer, told.detail)
 

@@ -24,7 +24,8 @@ from libp2p.stream_muxer.yamux.yamux import Yamux as LibraryYamux
 from gossipfl.identity import Identity, PeerId
 from gossipfl.transports.libp2p.host import SiteKey
 from gossipfl.transports.libp2p.noise import MemberNoise, MemberSession
-from gossipfl.transports.libp2p.yamux import HEADER, Yamux
+from gossipfl.transports.libp2p.yamux import Yamux
+from gossipfl.transports.libp2p.yamux_frames import HEADER
 
 DEADLINE_S = 30.0
 ANN, BOB, CID = (Identity.from_seed(name * 32) for name in (b"a", b"b", b"c"))

@@ -28,7 +28,8 @@ from libp2p_pairs import (
     two_muxers,
 )
 
-from gossipfl.transports.libp2p.yamux import FIRST_WINDOW_BYTES, MAX_DATA_BYTES, MAX_STREAMS, Yamux
+from gossipfl.transports.libp2p.yamux import Yamux
+from gossipfl.transports.libp2p.yamux_frames import FIRST_WINDOW_BYTES, MAX_DATA_BYTES, MAX_STREAMS
 
 KIB, MIB = 1 << 10, 1 << 20
 SOON_S = 5.0

@@ -19,7 +19,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF,
 from libp2p_pairs import Puppet, by_sockets, muxed, packed, puppet, run_trio, secured
 
 from gossipfl.transports.libp2p.noise import MAX_PLAIN_BYTES
-from gossipfl.transports.libp2p.yamux import (
+from gossipfl.transports.libp2p.yamux_frames import (
     ACK,
     DATA,
     FIN,
