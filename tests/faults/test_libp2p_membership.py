@@ -240,7 +240,9 @@ def test_a_thousand_refusals_of_each_kind_are_told_once_for_each() -> None:
             began = time.monotonic()
             for _ in range(1000):
                 for reason in ("stranger", "twin"):
-                    await ann.inside(lambda reason=reason: ann.transport._switchboard._refuse(reason, peer("eve")))
+                    await ann.inside(
+                        lambda reason=reason: ann.transport._switchboard._admission.refuse(reason, peer("eve"))
+                    )
             await ann.refused("twin", times=1000)
             lasted_s = time.monotonic() - began
             assert ann.reasons == {"refused stranger": 1000, "refused twin": 1000}

@@ -36,7 +36,7 @@ def plan(mode: str) -> Plan:
         "seed": 3,
         "mode": mode,
         "train": {"local_steps": 3},
-        "gossip": {"heartbeat_s": 0.3},
+        "gossip": {"heartbeat_s": 0.3, "drain_s": 3.0},
     }
     return Plan(RunSpec.model_validate(settings))
 
