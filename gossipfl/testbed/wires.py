@@ -113,7 +113,7 @@ class Libp2pWire:
             sequence=1,  # a node starts once
             **plan.spec.libp2p.model_dump(),
         )
-        # Its neighbours are all that a node has to know: with all members known, everybody is told all addresses.
+        # Known members' address records are passed on; those of anybody else would be counted as dropped.
         members = [identity.peer_id for identity in plan.identities]
         return Libp2pTransport(plan.identities[node], plan.peers(node), options, members=members)
 

@@ -8,6 +8,7 @@ from random import Random
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TransportClosed, TransportUnavailable
+from gossipfl.transports.back_off import back_off_s
 from gossipfl.transports.base import (
     MAX_FRAME_BYTES,
     LinkEvent,
@@ -131,7 +132,7 @@ class MqttTransport(Transport):
                 if hopeless and not started.done():
                     started.set_exception(error)
                     return
-            await asyncio.sleep(self._pause_s(failures))
+            await asyncio.sleep(back_off_s(failures, self._options.backoff_s, self._random))
 
     async def _connected_once(self, started: asyncio.Future[None]) -> None:
         """Hold one connection until it breaks, which TransportUnavailable tells."""
@@ -154,8 +155,3 @@ class MqttTransport(Transport):
             self.counters.reconnects += 1
         else:
             started.set_result(None)
-
-    def _pause_s(self, failures: int) -> float:
-        """Return how long to wait after so many failures in a row: doubled each time, bounded, jittered."""
-        first_s, longest_s = self._options.backoff_s
-        return self._random.uniform(0.5, 1.0) * min(longest_s, first_s * 2.0 ** min(failures - 1, 32))

@@ -21,6 +21,7 @@ from gossipfl.digest import derive_seed
 from gossipfl.errors import MessageError, TransportUnavailable
 from gossipfl.identity import Identity, PeerId
 from gossipfl.membership import federation_id_of
+from gossipfl.transports.back_off import back_off_s
 from gossipfl.transports.libp2p.addresses import Address, listenable
 from gossipfl.transports.libp2p.admission import Admission, Told
 from gossipfl.transports.libp2p.directory import Directory
@@ -270,9 +271,7 @@ class Switchboard:
             await neighbour.changed.wait()
 
     def _back_off_s(self, failures: int) -> float:
-        """Return how long to wait after so many failures in a row: doubled each time, bounded, jittered."""
-        first_s, longest_s = self._options.backoff_s
-        return self._random.uniform(0.5, 1.0) * min(longest_s, first_s * 2.0 ** min(failures - 1, 32))
+        return back_off_s(failures, self._options.backoff_s, self._random)
 
     async def _try_addresses(self, neighbour: Neighbour) -> bool:
         """Dial one address after the other; tell whether there was a link (that may have ended since)."""
@@ -284,7 +283,7 @@ class Switchboard:
         return False
 
     async def _try(self, neighbour: Neighbour, address: Address) -> str | None:
-        """Dial, and serve the link until it ends; return what was wrong where there was none."""
+        """Dial, and have the link served; return what was wrong where there is none."""
         conn: INetConn | None = None
         try:
             with trio.fail_after(self._options.timeout_s):
