@@ -125,7 +125,8 @@ class Agent:
         self._compute = compute
         self._options = options
         self._observer = observer
-        self._liar = liar if liar is not None and not liar.attack.poisons_data else None
+        self._liar = liar if liar is not None and not liar.attack.publishes_own else None
+        self._initial = learner.vector.cpu().clone() if self._liar is not None else None
         self._outgoing = Outgoing.for_transport(transport)
         self._awaited: tuple[Callable[[], bool], asyncio.Future[None]] | None = None
         self._stopping = asyncio.Event()
@@ -200,14 +201,15 @@ class Agent:
         """
 
         def settled() -> bool:
-            return self.core.settled(together=self._options.leave_together and not self._stopping.is_set())
+            together = self._options.leave_together and not self._stopping.is_set()
+            return self.core.settled(self._loop.time(), together=together)
 
         self._perform(await self._on_core(lambda: self.core.drain(self._loop.time())))
         while True:
-            progress = self.core.progress
+            progress = self.core.progress(self._options.rounds)
             if await self._until(settled, self._options.drain_s, even_when_stopping=True):
                 break
-            if self._stopping.is_set() or self.core.progress == progress:
+            if self._stopping.is_set() or self.core.progress(self._options.rounds) == progress:
                 break
         self._perform(await self._on_core(lambda: self.core.stop(self._loop.time(), "done")))
         await self._until(lambda: self._outgoing.idle, self._options.drain_s, even_when_stopping=True)
@@ -271,6 +273,7 @@ class Agent:
             replicas=[other.vector for other in self.core.followed.values() if other.vector is not None],
             round=self.core.round,
             generator=self._liar.generator,
+            initial=self._initial,
         )
         return self._liar.attack.lie(view)
 

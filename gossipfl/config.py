@@ -52,6 +52,7 @@ class RunSpec(Spec):
     rule: RuleSpec = Field(default_factory=RuleSpec)
     attack: AttackSpec = Field(default_factory=AttackSpec)
     byzantine: Count = 0
+    placement: str | tuple[Count, ...] = "random"
     rounds: Positive = 40
     mode: Literal["sync", "async"] = "sync"
     codec: CodecSpec = Field(default_factory=CodecSpec)
@@ -81,6 +82,11 @@ class RunSpec(Spec):
             return given
         return {**given, "topology": {**section, "degree": nodes - 1}}
 
+    @field_validator("placement", mode="before")
+    @classmethod
+    def _nodes(cls, placement: Any) -> Any:
+        return tuple(placement) if isinstance(placement, list) else placement
+
     @field_validator("transport")
     @classmethod
     def _known_transport(cls, name: str) -> str:
@@ -103,6 +109,8 @@ class RunSpec(Spec):
             yield "byzantine", f"is {count} without an attack; add --attack NAME, or --byzantine 0"
         if attack is not None and not count:
             yield "attack", f'"{attack}" has no node to act; add --byzantine K, or --attack none'
+        if not isinstance(self.placement, str):
+            yield from self._placement_conflicts(self.placement)
         if attack is None and self.attack.options:
             yield "attack", "has options but no name; add --attack NAME"
         if self.gossip.deadline_min_s > self.gossip.deadline_s:
@@ -112,6 +120,12 @@ class RunSpec(Spec):
         yield from self._broker_conflicts(self.broker)
         if self.faults is not None:
             yield from self._fault_conflicts(self.faults)
+
+    def _placement_conflicts(self, nodes: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        if len(set(nodes)) != self.byzantine:
+            yield "placement", f"lists {len(set(nodes))} nodes where byzantine is {self.byzantine}; make them agree"
+        if max(nodes, default=0) >= self.nodes:
+            yield "placement", f"names node {max(nodes)}, but nodes are 0 to {self.nodes - 1}"
 
     def _broker_conflicts(self, broker: BrokerSpec) -> Iterator[tuple[str, str]]:
         if broker.password is not None and broker.username is None:
@@ -199,11 +213,11 @@ def _count_nodes(settings: Settings) -> None:
     topology = settings.get("topology")
     if topology is None or settings.get("nodes") is not None:
         return
-    from gossipfl.topology import TOPOLOGIES, make_topology
+    from gossipfl.topology import TOPOLOGIES, is_sequence, make_topology
 
     try:
         wanted = TopologySpec.model_validate(topology)
     except ValidationError:
         return  # told, with its place, when everything is validated
-    if wanted.name not in TOPOLOGIES:
+    if wanted.name not in TOPOLOGIES and not is_sequence(wanted.name):
         settings.add_option("nodes", make_topology(wanted.name, None, wanted.options).nodes, "topology")

@@ -107,7 +107,7 @@ class AttackSpec(NamedSpec):
 class PartitionSpec(Spec):
     """How training data is split over nodes; see ``gossipfl.tasks.base.Partition``."""
 
-    name: Literal["auto", "iid", "dirichlet", "label-groups", "shards", "files"] = "auto"
+    name: Literal["auto", "iid", "dirichlet", "dirichlet-even", "label-groups", "shards", "files"] = "auto"
     alpha: float = Field(default=0.5, gt=0)
     h: Share = 0.8
     samples: Positive | None = None
@@ -123,19 +123,26 @@ class PartitionSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """Local training: ``local_steps`` optimiser steps of ``batch`` samples in each round."""
+    """Local training: ``local_steps`` optimiser steps of ``batch`` samples in each round.
+
+    With ``init = "own"`` every node of the simulator starts from ``init_scale`` times N(0, 1) of its own; elsewhere
+    all start from one model.
+    """
 
     local_steps: Positive = 10
     batch: Positive = 32
     lr: float = Field(default=0.1, gt=0)
+    schedule: Literal["constant", "inverse-sqrt"] = "constant"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     device: str = Field(default="cpu", min_length=1)
+    init: Literal["common", "own"] = "common"
+    init_scale: float = Field(default=1.0, gt=0)
 
     def options(self) -> TrainOptions:
         """Return the task seam's form of this section."""
-        return TrainOptions(**self.model_dump(exclude={"local_steps"}))
+        return TrainOptions(**self.model_dump(exclude={"local_steps", "init", "init_scale"}))
 
 
 class GossipSpec(Spec):

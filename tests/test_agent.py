@@ -343,7 +343,8 @@ class TestOffloading:
 class Recorder:
     """An attack that notes what it sees, and publishes a constant."""
 
-    poisons_data: bool = False
+    publishes_own: bool = False
+    omniscient: bool = False
     name: str = "recorder"
     views: list[tuple[int, Tensor, list[Tensor]]] = field(default_factory=list)
 
@@ -376,7 +377,7 @@ class TestByzantine:
         assert float(team.learners[1].vector[0]) > -3.0
 
     def test_an_attack_on_the_data_publishes_honestly(self) -> None:
-        attack = Recorder(poisons_data=True)
+        attack = Recorder(publishes_own=True)
         team = Team(liars={1: Liar(attack, torch.Generator())})
         run_virtual(team.run())
         assert attack.views == []

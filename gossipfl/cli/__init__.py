@@ -1,4 +1,4 @@
-"""The ``gossipfl`` command: testbed, simulator, topologies, reports."""
+"""The ``gossipfl`` command: testbed, simulator, topologies, experiments, reports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gossipfl.cli import run
+from gossipfl.cli.experiment import app as experiment
 from gossipfl.cli.topology import app as topology
 from gossipfl.entry import add_version_option, run_app
 
@@ -25,6 +26,7 @@ testbed.command("run", epilog=run.TESTBED_EXAMPLES)(run.testbed_run)
 app.add_typer(testbed, name="testbed")
 app.command("simulate", epilog=run.SIMULATE_EXAMPLES)(run.simulate)
 app.add_typer(topology, name="topology")
+app.add_typer(experiment, name="experiment")
 
 
 @app.command(epilog="Example:  gossipfl report runs/20260101-120000-digits-balance-8")

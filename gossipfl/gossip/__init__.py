@@ -2,6 +2,7 @@
 
 from gossipfl.gossip.core import GossipCore, Mixing, Phase
 from gossipfl.gossip.effects import Effect, Report, Send
+from gossipfl.gossip.mixing import Knowledge
 from gossipfl.gossip.settings import GossipSettings, Party
 
-__all__ = ["Effect", "GossipCore", "GossipSettings", "Mixing", "Party", "Phase", "Report", "Send"]
+__all__ = ["Effect", "GossipCore", "GossipSettings", "Knowledge", "Mixing", "Party", "Phase", "Report", "Send"]

@@ -12,11 +12,12 @@ from torch import Tensor
 from gossipfl.codec import Codec
 from gossipfl.gossip.effects import Effect, Report
 from gossipfl.gossip.exchange import INFINITY, Exchange
+from gossipfl.gossip.mixing import Knowledge, Mixer
 from gossipfl.gossip.replica import Followed
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
 from gossipfl.messages import Buffer, Bye, Kind
-from gossipfl.robust.base import MixContext, Rule, Verdict
+from gossipfl.robust.base import Rule, Verdict
 
 MAX_MISSES = 16
 """Each miss in a row halves the longest wait for a neighbour, this often at most."""
@@ -76,7 +77,7 @@ class GossipCore:
         layout: Digest of the model's layout; neighbours with another one are refused.
         initial: The common initial model, shape (d,).
         rule: What filters and averages; codec: what makes deltas small.
-        horizon: Number of rounds T where it is known.
+        knowledge: What the rule may be told.
     """
 
     def __init__(
@@ -87,15 +88,15 @@ class GossipCore:
         rule: Rule,
         codec: Codec,
         settings: GossipSettings,
-        horizon: int | None = None,
+        knowledge: Knowledge | None = None,
     ) -> None:
         self.exchange = Exchange(party, layout, initial, codec, settings)
         self.phase = Phase.TRAINING
         self.round = 0
-        self._rule = rule
+        self._mixer = Mixer(rule, knowledge or Knowledge())
+        self._mixer.start_from(initial)
         self._codec = codec
         self._settings = settings
-        self._horizon = horizon
         self._times = _Clockwork()
         self._mixed = torch.empty_like(self.exchange.own.vector)
 
@@ -181,8 +182,8 @@ class GossipCore:
     def may_publish(self, now: float) -> bool:
         """Tell whether every live neighbour has credit, or has been without for longer than our patience."""
         free = True
-        for other in self.followed.values():
-            if not other.alive or self._has_credit(other):
+        for peer, other in self.followed.items():
+            if not self._hears(peer, now) or self._has_credit(other):
                 other.times.blocked_since = INFINITY
                 continue
             other.times.blocked_since = min(other.times.blocked_since, now)
@@ -207,14 +208,21 @@ class GossipCore:
                 effects += self.exchange.drain(peer, now)
         return effects
 
+    def _hears(self, peer: PeerId, now: float) -> bool:
+        """Tell whether there is anything to wait for from a neighbour; one that is muted would not be heard."""
+        return self.followed[peer].alive and not self.exchange.post.is_muted(peer, now)
+
+    def _awaited(self, now: float) -> list[Followed]:
+        """Return the neighbours that a synchronous round waits for."""
+        return [other for peer, other in self.followed.items() if self._hears(peer, now) and not other.owing]
+
     def _begin_waiting(self, now: float) -> None:
         settings = self._settings
         waits = [
             other.lateness.wait_s(
                 settings.deadline_min_s, max(settings.deadline_min_s, settings.deadline_s / 2**other.misses)
             )
-            for other in self.followed.values()
-            if other.alive
+            for other in self._awaited(now)
         ]
         self._times.deadline = now + max(waits, default=0.0)
         self._times.nudge_gap = self._nudge_gap_s()
@@ -244,7 +252,7 @@ class GossipCore:
             return True
         if self.exchange.link_down_since is not None:
             return False
-        return all(other.arrived(self.round) for other in self.followed.values() if other.alive)
+        return all(other.arrived(self.round) for other in self._awaited(now))
 
     def mix(self, model: Tensor, now: float, *, lied: bool = False) -> tuple[Mixing, list[Effect]]:
         """Filter and average the neighbours' replicas into ``model`` (d,), in place, and begin the next round.
@@ -259,7 +267,7 @@ class GossipCore:
             other.misses = 0 if other.arrived(self.round) else min(other.misses + 1, MAX_MISSES)
             stale = self._staleness(peer, other, now, effects)
             if stale is None:
-                if other.alive:
+                if other.alive and (other.claimed or self._settings.mode == "sync"):
                     missed.append(peer)
                 continue
             chosen[peer] = other
@@ -275,7 +283,8 @@ class GossipCore:
         """Return how old the replica is that this round may use, in own gossip steps, or None if it may use none."""
         if self._settings.mode == "async":
             stale = self.exchange.own_step - other.moved_at
-            return stale if other.usable and stale <= self._settings.max_staleness else None
+            published = other.version > 0  # until then its replica is where all began, which is nobody's vote
+            return stale if other.usable and published and stale <= self._settings.max_staleness else None
         if other.arrived(self.round) and other.round < self.round:  # the neighbour has skipped this round
             successor = other.waiting[other.version + 1]
             self.exchange.open_round = successor.round
@@ -287,18 +296,13 @@ class GossipCore:
         self, model: Tensor, chosen: Mapping[PeerId, Followed], staleness: Mapping[PeerId, int], lied: bool
     ) -> tuple[Verdict, ...]:
         exponent = self._settings.staleness_exponent
-        context = MixContext(
-            weights=[other.weight for other in chosen.values()],
-            freshness=[(1.0 + stale) ** -exponent for stale in staleness.values()],
-            round=self.round,
-            horizon=self._horizon,
-        )
-        received = [other.vector for other in chosen.values() if other.vector is not None]
-        public = self.exchange.own.vector
-        own = model.cpu() if lied else public
-        aggregate = self._rule(own, received, context, out=self._mixed)
+        freshness = [(1.0 + stale) ** -exponent for stale in staleness.values()]
+        own = model.cpu() if lied else self.exchange.own.vector
+        moved = self._mixer.moved(model.cpu())
+        aggregate = self._mixer.mix(own, chosen, freshness, round_=self.round, moved=moved, out=self._mixed)
         step = torch.sub(aggregate.vector, own, out=self._mixed)
         model.add_(step.to(model.device))
+        self._mixer.start_from(model.cpu())
         return aggregate.verdicts
 
     def skip(self) -> None:
@@ -310,6 +314,7 @@ class GossipCore:
             self.exchange.open_round = self.round
         self.round += 1
         self.exchange.own_round = self.round
+        self.exchange.post.renew_allowances()
         self.phase = Phase.TRAINING
 
     # ------------------------------------------------------------------------------------------ the end
@@ -322,22 +327,24 @@ class GossipCore:
         self.exchange.done = True
         return effects + self.exchange.heartbeat(now)
 
-    def settled(self, *, together: bool = False) -> bool:
+    def settled(self, now: float = INFINITY, *, together: bool = False) -> bool:
         """Tell whether every live neighbour has acknowledged the newest update and owes this node none.
 
-        With ``together``, also whether every one of them has ended its own rounds.
+        With ``together``, also whether every one of them has ended its own rounds. Those muted at ``now`` do not count.
         """
         version = self.exchange.own.version
         return all(
-            other.acked >= version and not other.behind and (other.done or not together)
-            for other in self.followed.values()
-            if other.alive
+            other.acked >= version and (other.owing or not other.behind) and (other.done or not together)
+            for peer, other in self.followed.items()
+            if self._hears(peer, now)
         )
 
-    @property
-    def progress(self) -> int:
-        """A number that grows whenever a neighbour is known to have published something new."""
-        return sum(other.claimed for other in self.followed.values())
+    def progress(self, rounds: int | None) -> int:
+        """Return a number that grows whenever a neighbour is known to have published something new.
+
+        Nobody publishes more often than once in each of a run's ``rounds``: further claims count for nothing.
+        """
+        return sum(other.claimed if rounds is None else min(other.claimed, rounds) for other in self.followed.values())
 
     def stop(self, now: float, reason: str = "") -> list[Effect]:
         """Say good-bye."""

@@ -316,7 +316,7 @@ class Exchange:
         """Ask for what is missing, after a moment in which reordered updates may still arrive."""
         times = other.times
         if not other.behind:
-            times.behind_since = INFINITY
+            times.behind_since, other.owing = INFINITY, False
             return []
         times.behind_since = min(times.behind_since, now)
         if other.vector is not None and now < times.behind_since + self._settings.resync_s / 2:
@@ -333,6 +333,7 @@ class Exchange:
             effects += self.heartbeat(now)
         for peer, other in self.followed.items():
             effects += self._mend(peer, other, now)
+            other.owing = other.owing or (now >= self._overdue_at(other) and not self.post.fetching(peer))
             if other.alive and now >= other.times.heard + self._settings.liveness_s:
                 if other.done:  # its good-bye was lost on the way
                     other.left = True
@@ -341,6 +342,10 @@ class Exchange:
                     other.lost = True
                     effects.append(Report("neighbour_lost", peer, {"silent_s": now - other.times.heard}))
         return effects
+
+    def _overdue_at(self, other: Followed) -> float:
+        """Return when a neighbour that is known to have published more than it sends has had time enough to send it."""
+        return other.times.behind_since + self._settings.deadline_min_s
 
     def next_wakeup(self) -> float:
         """Return when ``tick`` is due next."""
@@ -352,6 +357,7 @@ class Exchange:
             if other.behind and not self.post.fetching(peer):
                 grace = other.times.behind_since + self._settings.resync_s / 2
                 times.append(max(other.times.asked + other.times.ask_gap, grace if other.vector is not None else 0))
+                times.append(INFINITY if other.owing else self._overdue_at(other))
             if other.alive:
                 times.append(other.times.heard + self._settings.liveness_s)
         return min(times)

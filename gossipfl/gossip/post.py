@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gossipfl.errors import MessageError
+from gossipfl.gossip.allowance import Allowance
 from gossipfl.gossip.chunks import MAX_STALLS, Assembly, Outbox
 from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.settings import Party
@@ -82,6 +83,7 @@ class Channel:
 
     verifier: Verifier
     window: ReplayWindow = field(default_factory=ReplayWindow)
+    allowance: Allowance = field(default_factory=Allowance)
     assemblies: dict[tuple[int, int], Assembly] = field(default_factory=dict)
     active: Assembly | None = None
     offences: int = 0
@@ -187,6 +189,9 @@ class Post:
             return self._drop("signature")
         if header.incarnation > channel.window.incarnation:
             channel.abandon_all()  # the peer has restarted: nobody serves those any more
+        if not channel.allowance.spend(now):
+            channel.window.mark(header.incarnation, header.sequence)
+            return [], self.offend(peer, "flood", now)
         limit = self._max_body_bytes if envelope.kind in (Kind.DELTA, Kind.KEYFRAME) else SMALL_BODY_BYTES
         if header.body_bytes > limit:
             channel.window.mark(header.incarnation, header.sequence)
@@ -197,6 +202,11 @@ class Post:
             return self._drop("body-digest")
         channel.window.mark(header.incarnation, header.sequence)
         return self._decode(peer, channel, envelope.kind, header, envelope.body, now)
+
+    def renew_allowances(self) -> None:
+        """Begin a round: what the neighbours said before counts no more."""
+        for channel in self.channels.values():
+            channel.allowance.renew()
 
     def _announce(self, peer: PeerId, channel: Channel, envelope: Envelope, now: float) -> list[Effect]:
         """Line up a body to be fetched, unless enough are: those are finished first, or none ever would be."""

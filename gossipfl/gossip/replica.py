@@ -77,7 +77,8 @@ class Followed:
     neighbour's round of the last applied update, ``moved_at`` this node's own gossip step then. ``claimed`` is the
     newest version it is known to have published, ``acked`` the version of *our* replica that it holds, ``confirmed``
     the version of its own that this node last acknowledged, ``left_at`` the sequence number of its good-bye,
-    ``misses`` how many synchronous rounds in a row have ended without it.
+    ``misses`` how many synchronous rounds in a row have ended without it. ``owing``: it has said for too long that it
+    has published what it does not send.
     """
 
     weight: float
@@ -99,6 +100,7 @@ class Followed:
     acked: int = 0
     confirmed: int = 0
     misses: int = 0
+    owing: bool = False
     lateness: Lateness = field(default_factory=Lateness)
     times: Times = field(default_factory=Times)
 
@@ -111,6 +113,7 @@ class Followed:
         self.claimed, self.acked, self.confirmed = 0, 0, 0
         self.joined, self.refused = False, None
         self.left, self.left_at, self.absurd, self.done = False, -1, False, False
+        self.owing, self.times.behind_since = False, float("inf")
         self.waiting.clear()
 
     @property

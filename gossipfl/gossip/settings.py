@@ -45,7 +45,8 @@ class GossipSettings:
 
     A synchronous round waits for a live neighbour until ``deadline_s`` at first, later until the mean lateness plus
     six deviations, never less than ``deadline_min_s``; whoever misses one round after another is waited for half as
-    long each time. A neighbour unheard for ``liveness_s`` is not waited for. While this node's own link is down, a
+    long each time. A neighbour unheard for ``liveness_s`` is not waited for, nor one that has said ``deadline_min_s``
+    ago that it has published what it still does not send, nor one that is muted. While this node's own link is down, a
     synchronous node holds its round for at most ``outage_s``.
     ``window_bytes`` is the credit: how much a neighbour may leave unacknowledged before no more is sent to it, and
     ``patience_s`` how long an asynchronous node defers its publication for such a neighbour. A neighbour whose update

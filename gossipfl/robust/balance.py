@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from gossipfl.errors import ConfigError
-from gossipfl.robust.base import Aggregate, MixContext, Verdict
+from gossipfl.robust.base import Aggregate, MixContext, Need, Verdict
+from gossipfl.robust.hood import Mixed, finite_part
 from gossipfl.robust.sweep import filtered_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gossipfl.robust.hood import Hood
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Balance:
     alpha: float = 0.5
     horizonless: float = 1000.0
     name: ClassVar[str] = "balance"
+    needs: ClassVar[tuple[Need, ...]] = ()
+    memory: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         for option, value, allowed, needs in (
@@ -48,6 +53,22 @@ class Balance:
         ):
             if not (allowed and isfinite(value)):
                 raise ConfigError(f'rule "balance": {option} = {value} must be {needs}')
+
+    def most(self, neighbours: int) -> int | None:
+        """Return None: whom it accepts depends on distances, not on numbers."""
+        del neighbours
+        return None
+
+    def mix(self, hood: Hood) -> Mixed:
+        """Mix many nodes at once."""
+        differences, counts = finite_part(hood)
+        distances = torch.linalg.vector_norm(differences, dim=-1).double()
+        limit = self.radius(hood.round, hood.horizon) * torch.linalg.vector_norm(hood.own, dim=-1).double()
+        near = counts & (distances <= limit.unsqueeze(-1))
+        weights = near * hood.freshness * ((1.0 - self.alpha) / near.sum(-1, keepdim=True).clamp_min(1))
+        steps = (weights.to(hood.own.dtype).unsqueeze(-2) @ differences).squeeze(-2)
+        distances = torch.where(counts, distances, torch.inf)
+        return Mixed(hood.own + steps, near, weights, distances, limit.unsqueeze(-1).expand(near.shape))
 
     def __call__(
         self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from gossipfl.robust.base import Aggregate, MixContext, Verdict
+from gossipfl.robust.base import Aggregate, MixContext, Need, Verdict
+from gossipfl.robust.hood import Mixed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gossipfl.robust.hood import Hood
 
 BLOCK = 32_768
 """Elements mixed at a time: the block of the result stays in the cache while all neighbours are added to it."""
@@ -28,6 +31,13 @@ class Mean:
     """
 
     name: ClassVar[str] = "mean"
+    needs: ClassVar[tuple[Need, ...]] = ()
+    memory: ClassVar[int] = 0
+
+    def most(self, neighbours: int) -> int | None:
+        """Return 0: one lying neighbour is too many."""
+        del neighbours
+        return 0
 
     def __call__(
         self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
@@ -38,6 +48,17 @@ class Mean:
         weighted_sum(own, received, weights, vector)
         verdicts = tuple(Verdict(accepted=True, weight=weight) for weight in weights)
         return Aggregate(vector, verdicts)
+
+    def mix(self, hood: Hood) -> Mixed:
+        """Mix many nodes at once."""
+        weights = torch.where(hood.present, hood.weights * hood.freshness, 0.0)
+        factors = weights.to(hood.own.dtype)
+        vector = (1 - factors.sum(-1, keepdim=True)) * hood.own
+        received = hood.received
+        if not bool(hood.present.all()):  # padding may be NaN, which no weight of 0 removes
+            received = torch.where(hood.present.unsqueeze(-1), received, 0.0)
+        vector += (factors.unsqueeze(-2) @ received).squeeze(-2)
+        return Mixed(vector, hood.present, weights)
 
 
 def weighted_sum(own: Tensor, received: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:

@@ -39,11 +39,13 @@ class Evaluation:
 class TrainOptions:
     """How a learner takes its local steps.
 
-    ``batch`` samples a step, ``optimizer`` one of sgd, adam, adamw; ``momentum`` is read by sgd alone.
+    ``batch`` samples a step, ``optimizer`` one of sgd, adam, adamw; ``momentum`` is read by sgd alone. ``schedule``:
+    the learning rate is ``lr`` at every step, or lr / sqrt(t + 1) after t steps.
     """
 
     batch: int = 32
     lr: float = 0.1
+    schedule: Literal["constant", "inverse-sqrt"] = "constant"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -78,6 +80,30 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
+class Judge(Protocol):
+    """A learner that can also tell how any model does on its site's data, as some rules ask."""
+
+    def losses(self, vectors: Sequence[Tensor]) -> list[float]:
+        """Return the mean loss of each of ``vectors`` (d,) on a fixed probe of the site's training data.
+
+        The probe is drawn once, by the order seed. Neither the learner's own model nor its batches change.
+        """
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A learner whose model can live in memory that somebody else owns."""
+
+    def move_to(self, vector: Tensor, gradient: Tensor) -> None:
+        """Keep the model in ``vector`` (d,) from now on, and gradients, while training, in ``gradient`` (d,).
+
+        Both are contiguous float32 on the CPU; ``vector`` takes over the model, ``gradient`` is scratch.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One node's share of a task: training and test arrays, and what the task wants to remember of it.
@@ -97,7 +123,8 @@ class Task(Protocol):
     """A model, data and a loss.
 
     ``shards`` splits the data over ``nodes``; ``learner`` makes the learner of one shard. All learners made with
-    the same ``model_seed`` start from the same vector. ``order_seed`` drives batches alone.
+    the same ``model_seed`` start from the same vector. ``order_seed`` drives what a node draws while it trains: its
+    batches, and the units that dropout drops.
     """
 
     name: str
@@ -115,20 +142,45 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Poison(Protocol):
+    """An attack that lies in its training data."""
+
+    def poison(self, shard: Shard, task: Task, seed: int) -> Shard:
+        """Return the shard as the attacker trains on it, its test part unchanged; ``seed`` fixes what is random.
+
+        Raises ConfigError for data that it cannot falsify.
+        """
+        ...
+
+
+@runtime_checkable
+class Trigger(Protocol):
+    """An attack that teaches models to answer a trigger."""
+
+    def triggered(self, shard: Shard) -> Shard:
+        """Return a shard on whose test part a model's accuracy is the attack's success rate.
+
+        Its training part is no more than a learner needs.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """How training data is split over nodes.
 
-    ``iid``; ``dirichlet`` with concentration ``alpha``; ``label-groups`` with bias ``h`` (an example of label y goes to
-    group y with probability h, to each other group with (1-h)/(M-1)); ``shards`` (one label per node); ``files`` (one
-    file per node; more nodes than files: contiguous spans of time). ``auto`` is the task's own choice.
+    ``iid``; ``dirichlet`` with concentration ``alpha``, or ``dirichlet-even``, where all nodes have as many examples;
+    ``label-groups`` with bias ``h`` (an example of label y goes to group y with probability h, to each other group with
+    (1-h)/(M-1)); ``shards`` (one label per node); ``files`` (one file per node; more nodes than files: contiguous spans
+    of time). ``auto`` is the task's own choice.
 
     Each example goes to one node, unless ``samples`` is given: then every node draws so many, with replacement, from
     all of them (iid only). Networks with more nodes than examples need that; it says nothing about learning from more
     data.
     """
 
-    name: Literal["auto", "iid", "dirichlet", "label-groups", "shards", "files"] = "auto"
+    name: Literal["auto", "iid", "dirichlet", "dirichlet-even", "label-groups", "shards", "files"] = "auto"
     alpha: float = 0.5
     h: float = 0.8
     samples: int | None = None

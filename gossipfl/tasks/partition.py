@@ -41,6 +41,8 @@ def split(labels: Labels, nodes: int, partition: Partition, rng: np.random.Gener
             return iid(labels, nodes, rng)
         case "dirichlet":
             return dirichlet(labels, nodes, rng, alpha=partition.alpha)
+        case "dirichlet-even":
+            return dirichlet_even(labels, nodes, rng, alpha=partition.alpha)
         case "label-groups":
             return label_groups(labels, nodes, rng, h=partition.h)
         case "shards":
@@ -48,11 +50,12 @@ def split(labels: Labels, nodes: int, partition: Partition, rng: np.random.Gener
         case "files":
             raise DataError(
                 'partition "files" needs a task with one file per site; '
-                "choose one of: iid, dirichlet, label-groups, shards"
+                "choose one of: iid, dirichlet, dirichlet-even, label-groups, shards"
             )
         case unknown:
             raise DataError(
-                f'partition "{unknown}" is unknown; choose one of: auto, iid, dirichlet, label-groups, shards, files'
+                f'partition "{unknown}" is unknown; '
+                "choose one of: auto, iid, dirichlet, dirichlet-even, label-groups, shards, files"
             )
 
 
@@ -77,8 +80,7 @@ def dirichlet(labels: Labels, nodes: int, rng: np.random.Generator, *, alpha: fl
     Small ``alpha`` gives each node few classes. Drawn again, up to REDRAWS times, while a node has too
     little.
     """
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise DataError(f"dirichlet alpha = {alpha} is no concentration; use a finite number above 0")
+    _check_alpha(alpha)
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
     def draw() -> Indices:
@@ -91,6 +93,36 @@ def dirichlet(labels: Labels, nodes: int, rng: np.random.Generator, *, alpha: fl
         return [np.sort(np.concatenate(parts)) for parts in pieces]
 
     return _drawn(draw, len(labels), nodes, f"dirichlet with alpha = {alpha}", "a larger alpha")
+
+
+def dirichlet_even(labels: Labels, nodes: int, rng: np.random.Generator, *, alpha: float) -> Indices:
+    """Give all nodes as many examples, each of a class mix of its own q ~ Dirichlet(alpha, ..., alpha).
+
+    Nodes take turns in random order and draw without replacement (Hsu et al., 2019, section 3); a class that is used
+    up leaves its share to the others. Works for any number of nodes, where ``dirichlet`` leaves some with next to
+    nothing.
+    """
+    _check_alpha(alpha)
+    pools = [list(rng.permutation(np.flatnonzero(labels == label))) for label in np.unique(labels)]
+    sizes = [len(part) for part in np.array_split(np.arange(len(labels)), nodes)]
+    result: Indices = [np.empty(0, dtype=np.int64)] * nodes
+    for node in rng.permutation(nodes):
+        mix = rng.dirichlet(np.full(len(pools), alpha))
+        taken: list[int] = []
+        while len(taken) < sizes[node]:
+            left = np.array([len(pool) for pool in pools])
+            wanted = np.where(left > 0, mix, 0.0)
+            wanted = wanted if wanted.sum() > 0 else left.astype(float)
+            counts = np.minimum(rng.multinomial(sizes[node] - len(taken), wanted / wanted.sum()), left)
+            for pool, count in zip(pools, counts, strict=True):
+                taken += [pool.pop() for _ in range(count)]
+        result[node] = np.sort(np.array(taken, dtype=np.int64))
+    return result
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (alpha > 0 and np.isfinite(alpha)):
+        raise DataError(f"dirichlet alpha = {alpha} is no concentration; use a finite number above 0")
 
 
 def label_groups(labels: Labels, nodes: int, rng: np.random.Generator, *, h: float) -> Indices:

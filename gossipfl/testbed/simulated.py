@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gossipfl.digest import derive_seed, vector_digest
 from gossipfl.errors import ConfigError
@@ -17,10 +18,14 @@ from gossipfl.summary import RunFacts, summarise
 from gossipfl.testbed.plan import Plan, node_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gossipfl.config import RunSpec
     from gossipfl.records import Progress, RunRecords
+    from gossipfl.robust.network import Links
     from gossipfl.simulator import RoundReport, Simulator
-    from gossipfl.tasks.base import Evaluation
+    from gossipfl.tasks.base import Evaluation, Shard
+    from gossipfl.topology.graph import Topology
 
 VERDICT_LINES = 100_000
 """Runs with more verdicts than this only count them, link by link."""
@@ -31,13 +36,15 @@ def run_simulation(spec: RunSpec, records: RunRecords, progress: Progress) -> di
 
     A row's ``round_s`` is the round of the whole network, its ``train_s`` the node's equal share of all training,
     and its bytes are encoded deltas, one copy a neighbour, without the frames that a wire would add. Raises
-    ConfigError for what only a wire has: faults and asynchronous rounds.
+    ConfigError for what only a wire has: faults, asynchronous rounds, and attacks on the protocol.
     """
     if spec.mode != "sync":
         raise ConfigError("mode async: the simulator knows sync rounds only; use testbed run --transport memory")
     if spec.faults is not None:
         raise ConfigError("faults: the simulator has no wire; use testbed run --transport memory")
     plan = Plan(spec)
+    if plan.sabotage is not None:
+        raise ConfigError(f'attack "{spec.attack.name}" is played on the wire; use testbed run')
     records.write_topology(plan.topology)
     plan.check()
     simulation = Simulation(plan, make_simulator(plan), records, progress)
@@ -61,22 +68,60 @@ def make_simulator(plan: Plan) -> Simulator:
 
     torch.set_num_threads(1)
     spec = plan.spec
+    shards = [plan.shard(node) for node in range(spec.nodes)]
     fleet = make_fleet(
         plan.task,
-        [plan.shard(node) for node in range(spec.nodes)],
+        shards,
         spec.train.options(),
         model_seed=derive_seed(spec.seed, "model"),
         order_seeds=[derive_seed(spec.seed, "order", node) for node in range(spec.nodes)],
+        own_init_seeds=plan.init_seeds,
+        init_scale=spec.train.init_scale,
     )
     return Simulator(
-        plan.topology,
+        plan.sequence or plan.topology,
         fleet,
         make_rule(spec.rule.name, spec.rule.options),
         make_codec(spec.codec.name, spec.codec.options),
         byzantine=Byzantine(plan.byzantine, plan.attack, spec.seed),
         local_steps=spec.train.local_steps,
         horizon=spec.rounds,
+        measures=_measures(plan, shards),
     )
+
+
+def _measures(plan: Plan, shards: Sequence[Shard]) -> dict[str, Callable[[Tensor], Sequence[float]]]:
+    """Return what is measured beside the task's own: how often a backdoor opens."""
+    from gossipfl.tasks.base import Trigger
+    from gossipfl.tasks.triggered import TriggeredTest
+
+    attack, spec = cast("object", plan.attack), plan.spec
+    if not isinstance(attack, Trigger):
+        return {}
+    seed = derive_seed(spec.seed, "model")
+    test = TriggeredTest(plan.task, attack, shards, spec.train.options(), model_seed=seed)
+    return {"attack_success": test.success}
+
+
+class PairTally:
+    """Counts, for every two neighbours, how often the one accepted and rejected the other."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._nodes = topology.nodes
+        edges = np.asarray(topology.edges, dtype=np.int64).reshape(-1, 2)
+        both = np.concatenate([edges, edges[:, ::-1]])
+        self._pairs = np.sort(both[:, 0] * self._nodes + both[:, 1])
+        self._counts = np.zeros((len(self._pairs), 2), dtype=np.int64)
+
+    def add(self, links: Links, accepted: NDArray[np.bool_]) -> None:
+        """Count one round's verdicts."""
+        places = np.searchsorted(self._pairs, links.receivers * self._nodes + links.senders)
+        self._counts[places, np.where(accepted, 0, 1)] += 1
+
+    def counts(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield receiver, sender, times accepted, times rejected."""
+        for pair, (accepted, rejected) in zip(self._pairs.tolist(), self._counts.tolist(), strict=True):
+            yield *divmod(pair, self._nodes), accepted, rejected
 
 
 class Simulation:
@@ -90,10 +135,8 @@ class Simulation:
         self._began_s = time.monotonic()
         self._startup_s: float | None = None
         self._personalised: Sequence[Evaluation] | None = None
-        self._degrees = np.asarray(plan.topology.degrees)
-        links = simulator.links
-        self._told_singly = len(links.senders) * plan.spec.rounds <= VERDICT_LINES
-        self._accepted = np.zeros(len(links.senders), dtype=np.int64)
+        self._told_singly = len(simulator.links.senders) * plan.spec.rounds <= VERDICT_LINES
+        self._tally = PairTally(plan.topology)
 
     def run(self) -> None:
         """Carry out all rounds, and measure the models after a few more local steps where the spec wants that."""
@@ -112,7 +155,8 @@ class Simulation:
         plan, simulator, spec = self._plan, self.simulator, self._plan.spec
         honest = simulator.honest.tolist()
         if not self._told_singly:
-            self._count_links()
+            for receiver, sender, accepted, rejected in self._tally.counts():
+                self._records.count_verdicts(node_name(receiver), node_name(sender), accepted, rejected)
         facts = RunFacts(
             engine="simulator",
             model_parameters=simulator.vectors.shape[1],
@@ -140,18 +184,17 @@ class Simulation:
 
     def _tell_events(self, report: RoundReport) -> None:
         t_s = time.monotonic() - self._began_s
-        self._accepted += report.verdicts.accepted
         for node in report.diverged:
             self._tell(Event(t_s, "divergence", node_name(node), {"round": report.round}))
+        links, verdicts = report.links, report.verdicts
         if not self._told_singly:
+            self._tally.add(links, verdicts.accepted)
             return
-        links, verdicts = self.simulator.links, report.verdicts
         for link, accepted in enumerate(verdicts.accepted.tolist()):
             fields = {
                 "peer": node_name(int(links.senders[link])),
                 "round": report.round,
-                "distance": _known(verdicts.distances[link]),
-                "threshold": _known(verdicts.thresholds[link]),
+                **verdicts.at(link).fields(),
             }
             self._tell(Event(t_s, "accept" if accepted else "reject", node_name(int(links.receivers[link])), fields))
 
@@ -162,8 +205,8 @@ class Simulation:
     def _tell_rows(self, report: RoundReport, evaluations: Sequence[Evaluation] | None) -> None:
         t_s = time.monotonic() - self._began_s
         nodes, filtered = len(report.losses), report.filtered
-        sent = report.payload_bytes * self._degrees
-        links = self.simulator.links
+        links = report.links
+        sent = report.payload_bytes * np.bincount(links.senders, minlength=nodes)
         received = np.bincount(links.receivers, report.payload_bytes[links.senders], nodes)
         for node in range(nodes):
             evaluation = evaluations[node] if evaluations is not None else None
@@ -189,13 +232,6 @@ class Simulation:
             self._records.add_round(row)
             self._progress.on_round(row)
 
-    def _count_links(self) -> None:
-        links, rounds = self.simulator.links, self.simulator.round
-        for receiver, sender, accepted in zip(
-            links.receivers.tolist(), links.senders.tolist(), self._accepted.tolist(), strict=True
-        ):
-            self._records.count_verdicts(node_name(receiver), node_name(sender), accepted, rounds - accepted)
-
     def _personalise(self, steps: int) -> list[Evaluation]:
         """Measure all models after ``steps`` more local steps, and put them back as they were."""
         fleet = self.simulator.fleet
@@ -207,6 +243,9 @@ class Simulation:
 
 
 def _spectral_gap(plan: Plan) -> float | None:
+    """Return the gap of the graph's Metropolis weights; a graph that changes has none."""
+    if plan.sequence is not None:
+        return None
     from gossipfl.topology.spectra import spectral_gap
 
     return spectral_gap(plan.topology)
@@ -216,7 +255,3 @@ def _by_node(evaluations: Sequence[Evaluation] | None) -> Mapping[str, Any] | No
     if evaluations is None:
         return None
     return {str(node): one.measures() for node, one in enumerate(evaluations)}
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

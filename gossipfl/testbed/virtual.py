@@ -12,6 +12,7 @@ from gossipfl.clock import run_virtual
 from gossipfl.compute import VirtualCompute
 from gossipfl.digest import derive_seed
 from gossipfl.testbed.observe import NodeObserver
+from gossipfl.testbed.saboteurs.seat import sabotaged
 from gossipfl.transports.base import Transport
 from gossipfl.transports.faults import Crash, FaultPlan, FaultyTransport, Partition
 from gossipfl.transports.memory import MemoryNetwork, MemoryTransport
@@ -82,10 +83,11 @@ def _agent(
     transport: Transport = MemoryTransport(network, plan.identities[node].peer_id, plan.peers(node))
     if faults != FaultPlan():
         transport = FaultyTransport(transport, faults, derive_seed(plan.spec.seed, "faults"), origin_s=0.0)
+    core = plan.core(node, learner)
     return Agent(
-        plan.core(node, learner),
+        core,
         learner,
-        transport,
+        sabotaged(plan, node, core, transport),
         VirtualCompute(_duration(plan, node)),
         plan.options(),
         NodeObserver(plan, node, keep_row, keep_event),

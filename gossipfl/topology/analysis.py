@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from gossipfl.errors import TopologyError
 from gossipfl.topology.graph import Edge, Topology
-from gossipfl.topology.spectra import adjacency_csr, algebraic_connectivity, spectral_gap
+from gossipfl.topology.harm import Majority, Split
+from gossipfl.topology.mixing import mixing_time
+from gossipfl.topology.placement import check_count, worst_placement
+from gossipfl.topology.robustness import robustness
+from gossipfl.topology.spectra import adjacency_csr, algebraic_connectivity, effective_resistance, spectral_gap
+from gossipfl.topology.traffic import traffic
 
 FLOW_NODES = 200  # up to here vertex connectivity, a maximum flow for each of many pairs, takes about a second
+SHARES = (1.0 / math.e, 0.01)  # of the disagreement that mixing times are told for
+
+Tolerance = Callable[[int], int | None]
+"""How many Byzantine neighbours a rule's own condition allows a node with so many neighbours; None: it has none."""
 
 
-def analyse(topology: Topology, byzantine: int = 0) -> dict[str, Any]:
+def analyse(
+    topology: Topology,
+    byzantine: int = 0,
+    *,
+    tolerances: Mapping[str, Tolerance] | None = None,
+    model_bytes: int | None = None,
+) -> dict[str, Any]:
     """Return a plain, JSON-ready description of ``topology``; numbers that cannot be known are None.
 
-    With ``byzantine`` = F > 0 the key ``byzantine`` tells what F nodes in the worst places could do. Raises
+    With ``byzantine`` = F > 0 the key ``byzantine`` tells what F nodes in the worst places could do. ``tolerances`` are
+    those of rules by name, and ``model_bytes`` is the size of one update, to tell the traffic of a round. Raises
     ``TopologyError`` where F leaves no honest node.
     """
-    if not 0 <= byzantine < topology.nodes:
-        raise TopologyError(
-            f'topology "{topology.name}": {byzantine} Byzantine among {topology.nodes} nodes; '
-            f"give 0 to {topology.nodes - 1}"
-        )
+    check_count(topology, byzantine)
     report: dict[str, Any] = {
         "name": topology.name,
         "source": topology.source or None,
@@ -39,12 +52,35 @@ def analyse(topology: Topology, byzantine: int = 0) -> dict[str, Any]:
     report |= {
         "spectral_gap": gap,
         "sigma_2": 1.0 - gap,
+        "mixing": [asdict(mixing_time(topology, share, 1.0 - gap)) for share in SHARES],
         "algebraic_connectivity": algebraic_connectivity(topology),
+        "effective_resistance": effective_resistance(topology),
         "articulation_points": list(articulation_points(topology)),
         "bridges": [list(edge) for edge in bridges(topology)],
+        "robustness": asdict(robustness(topology)),
+        "tolerance": {name: tolerance(topology, most) for name, most in (tolerances or {}).items()},
         "byzantine": None if byzantine == 0 else dict(worst_case(topology, byzantine)),
+        "traffic": None if model_bytes is None else asdict(traffic(topology, model_bytes)),
     }
     return report
+
+
+def tolerance(topology: Topology, most: Tolerance) -> dict[str, Any] | None:
+    """Return how many Byzantine neighbours a rule allows: ``per_node``, their ``min``, and the nodes ``without`` any.
+
+    A rule may allow less than none: below some number of neighbours it cannot work at all. None where the rule has no
+    condition.
+    """
+    allowed = {degree: most(degree) for degree in set(topology.degrees)}
+    per_node = [allowed[degree] for degree in topology.degrees]
+    known = [number for number in per_node if number is not None]
+    if len(known) < len(per_node):
+        return None
+    return {
+        "min": min(known),
+        "without": [node for node, number in enumerate(known) if number < 1],
+        "per_node": per_node,
+    }
 
 
 def degree_statistics(topology: Topology) -> dict[str, float | int]:
@@ -111,10 +147,13 @@ def worst_case(topology: Topology, byzantine: int) -> Mapping[str, Any]:
     ``outvoted``: nodes with at most 2F neighbours, half or more of whom could be Byzantine. ``surrounded``: nodes
     with at most F neighbours, all of whom could be. ``honest_part_connected``: whether the honest nodes stay
     connected wherever the F sit, that is, whether vertex connectivity exceeds F; None where that is too
-    costly to know.
+    costly to know. ``majority`` and ``cut``: the worst single placement against majorities, with those it outvotes, and
+    against connectivity, with the number it cuts off; ``exact`` where no placement is worse.
     """
     degrees = topology.degrees
     connectivity = vertex_connectivity(topology)
+    majority, split = Majority(topology), Split(topology)
+    outvoting, cutting = worst_placement(topology, byzantine, majority), worst_placement(topology, byzantine, split)
     return MappingProxyType(
         {
             "count": byzantine,
@@ -123,6 +162,16 @@ def worst_case(topology: Topology, byzantine: int) -> Mapping[str, Any]:
             "honest_part_connected": _honest_part_connected(topology, byzantine, connectivity),
             "outvoted": [node for node, degree in enumerate(degrees) if degree <= 2 * byzantine],
             "surrounded": [node for node, degree in enumerate(degrees) if degree <= byzantine],
+            "majority": {
+                "nodes": list(outvoting.nodes),
+                "outvoted": list(majority.outvoted(outvoting.nodes)),
+                "exact": outvoting.exact,
+            },
+            "cut": {
+                "nodes": list(cutting.nodes),
+                "cut_off": split.cut_off(cutting.nodes),
+                "exact": cutting.exact,
+            },
         }
     )
 

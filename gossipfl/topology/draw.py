@@ -6,7 +6,7 @@ import math
 
 from gossipfl.topology.graph import Position, Topology
 
-SPRING_NODES = 200  # beyond, a force layout is slow and shows no more than a circle
+SPRING_NODES = 300  # beyond, a force layout takes seconds and shows no more than a circle
 
 
 def layout(topology: Topology, seed: int = 0) -> dict[int, Position]:

@@ -11,7 +11,7 @@ from gossipfl.errors import TopologyError
 from gossipfl.topology.graph import Topology
 from gossipfl.topology.graphml import format_graphml, parse_graphml
 from gossipfl.topology.limits import MAX_FILE_BYTES
-from gossipfl.topology.raw import RawGraph, repaired
+from gossipfl.topology.raw import RawGraph, repaired, sites
 from gossipfl.topology.tables import format_edge_list, format_json, parse_edge_list, parse_json
 
 Parse = Callable[[str, str], RawGraph]
@@ -64,11 +64,23 @@ def read_topology(path: str | Path, *, largest: bool = False) -> Topology:
     ``TopologyError`` for a file that is missing, too large, of an unknown kind or malformed.
     """
     path = Path(path)
+    raw, where = _parsed(path)
+    return repaired(raw, where, path.stem, largest)
+
+
+def read_sites(path: str | Path) -> Topology:
+    """Return a graph file's nodes with labels and positions, and no edge. Raises ``TopologyError``."""
+    path = Path(path)
+    raw, where = _parsed(path)
+    return sites(raw, where, path.stem)
+
+
+def _parsed(path: Path) -> tuple[RawGraph, str]:
     where = f'graph file "{path}"'
     parse = READERS.get(path.suffix.lower())
     if parse is None:
         raise TopologyError(f'{where}: ending "{path.suffix}" is unknown; choose one of: {", ".join(READERS)}')
-    return repaired(parse(_text(path, where), where), where, path.stem, largest)
+    return parse(_text(path, where), where), where
 
 
 def _text(path: Path, where: str) -> str:

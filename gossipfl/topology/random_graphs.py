@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+import random
+from collections.abc import Iterable
+from typing import cast
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology.graph import Edge
 from gossipfl.topology.limits import check_edges
-
-Options = Mapping[str, Any]
+from gossipfl.topology.options import Options
 
 
 def random_regular(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
@@ -88,3 +88,28 @@ def barabasi_albert(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
         raise TopologyError(f'topology "barabasi-albert": m is {m} with {nodes} nodes; give 1 to {nodes - 1}')
     check_edges("barabasi-albert", m * (nodes - m))
     return cast("Iterable[Edge]", nx.barabasi_albert_graph(nodes, m, seed=seed).edges())
+
+
+def equitopo(nodes: int, options: Options, seed: int) -> Iterable[Edge]:
+    """Join node i to i ± a (mod n) for ``m`` hops a drawn at random: the edges of U-EquiStatic, at most 2m to a node.
+
+    Song et al., "Communication-efficient topologies for decentralized learning with O(1) consensus rate", NeurIPS
+    2022. Their own weights count a hop as often as it was drawn; on this graph, as on any other, they are Metropolis.
+    """
+    m = hops_wanted("equitopo", nodes, options["m"])
+    return ((i, (i + hop) % nodes) for hop in hops_drawn(nodes, m, seed) for i in range(nodes))
+
+
+def hops_wanted(name: str, nodes: int, m: int | None) -> int:
+    """Return the number of hops to draw: ``m``, or by default ceil(log2 n), as many as an exponential graph has."""
+    if m is None:
+        return (nodes - 1).bit_length()
+    if m < 1:
+        raise TopologyError(f'topology "{name}": m is {m}; give at least 1 hop')
+    check_edges(name, m * nodes)
+    return m
+
+
+def hops_drawn(nodes: int, m: int, seed: int) -> tuple[int, ...]:
+    """Draw ``m`` hops around a circle of ``nodes``, uniformly from 1 .. n - 1 with replacement, ascending."""
+    return tuple(sorted(random.Random(seed).choices(range(1, nodes), k=m)))

@@ -71,6 +71,25 @@ def repaired(raw: RawGraph, where: str, default_name: str, largest: bool) -> Top
     return _connected(topology, where, largest)
 
 
+def sites(raw: RawGraph, where: str, default_name: str) -> Topology:
+    """Return the nodes of ``raw``, with labels and positions, and no edge. Raises ``TopologyError``."""
+    check_size(where, raw.nodes, len(raw.links))
+    if raw.positions is None or not all(
+        place is not None and all(map(math.isfinite, place)) for place in raw.positions
+    ):
+        raise TopologyError(f"{where}: not every node has a position; give each its coordinates")
+    repairs: list[str] = []
+    return Topology(
+        name=_clean(raw.name or "") or default_name,
+        nodes=raw.nodes,
+        edges=(),
+        labels=_labels(raw, repairs),
+        positions=_positions(raw, repairs),
+        repairs=tuple(repairs),
+        source=_clean(raw.source),
+    )
+
+
 def _connected(topology: Topology, where: str, largest: bool) -> Topology:
     parts = topology.components()
     if len(parts) > 1 and not largest:

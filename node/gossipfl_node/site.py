@@ -53,6 +53,8 @@ class Site:
         from gossipfl.tasks.registry import load_task
 
         spec = self.spec
+        if spec.train.init != "common":
+            raise ConfigError('train.init = "own" is for the simulator: sites start from one model; leave it out')
         seed, share = spec.federation.model_seed, spec.share
         if share.index >= share.of:
             raise ConfigError(f"share.index must be less than share.of ({share.of}), not {share.index}")
@@ -70,7 +72,7 @@ class Site:
     def core(self, learner: Learner, incarnation: int) -> GossipCore:
         """Return the protocol core around the initial model of ``learner``."""
         from gossipfl.codec import make_codec
-        from gossipfl.gossip import GossipCore, Party
+        from gossipfl.gossip import GossipCore, Knowledge, Party
         from gossipfl.robust.registry import make_rule
 
         spec = self.spec
@@ -82,7 +84,7 @@ class Site:
             make_rule(spec.rule.name, spec.rule.options),
             make_codec(spec.codec.name, spec.codec.options),
             spec.gossip.settings(spec.mode),
-            horizon=spec.rounds,
+            knowledge=Knowledge(horizon=spec.rounds, losses=getattr(learner, "losses", None)),
         )
 
     def broker_transport(self, *, patient: bool = False) -> MqttTransport:

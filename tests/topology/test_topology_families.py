@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TopologyError
-from gossipfl.topology import TOPOLOGIES, make_topology
+from gossipfl.topology import TOPOLOGIES, make_topology, random_graphs
+from gossipfl.topology.graph import canonical_edges
 from gossipfl.topology.limits import MAX_NODES
+from gossipfl.topology.spectra import algebraic_connectivity
 
 
 def composite(nodes: int) -> bool:
@@ -30,6 +32,8 @@ def possible(name: str, nodes: int) -> bool:
         return nodes > 4
     if name == "barabasi-albert":
         return nodes > 2
+    if name == "two-castles":
+        return nodes >= 16 and nodes % 2 == 0
     return True
 
 
@@ -65,6 +69,11 @@ def test_every_family_is_connected_simple_and_repeatable_or_refused(name: str, n
         ("tree", 9, {"branching": 3}, nx.full_rary_tree(3, 9)),
         ("exponential", 20, {}, nx.circulant_graph(20, [1, 2, 4, 8, 16])),
         ("dumbbell", 12, {}, nx.barbell_graph(6, 0)),
+        ("two-castles", 8, {"cross": 1}, nx.cartesian_product(nx.complete_graph(4), nx.path_graph(2))),
+        ("two-castles", 8, {"cross": 4}, nx.complete_graph(8)),
+        ("equitopo", 5, {"m": 1}, nx.cycle_graph(5)),
+        ("geometric", 9, {"range": 1.5}, nx.complete_graph(9)),
+        ("k-nearest", 9, {"k": 8}, nx.complete_graph(9)),
         ("random-regular", 8, {"degree": 7}, nx.complete_graph(8)),
         ("erdos-renyi", 9, {"p": 1}, nx.complete_graph(9)),
         ("small-world", 9, {"rewire": 0.0}, nx.watts_strogatz_graph(9, 4, 0)),
@@ -84,6 +93,43 @@ def test_random_regular_has_the_asked_degree_sparse_or_dense(nodes: int, degree:
             make_topology("random-regular", nodes, {"degree": degree}, seed)
         return
     assert set(make_topology("random-regular", nodes, {"degree": degree}, seed).degrees) == {degree}
+
+
+def test_erdos_renyi_gives_the_graph_of_the_published_experiment() -> None:
+    # Wu et al.'s network of 12 nodes (IOS, 2023) is fast_gnp with p = 0.7 and seed 300: 47 edges.
+    assert len(canonical_edges(random_graphs.erdos_renyi(12, {"p": 0.7}, 300))) == 47
+
+
+@given(st.integers(2, 20), st.integers(1, 20))
+def test_castles_are_regular_and_as_hard_to_split_as_asked(half: int, cross: int) -> None:
+    if cross > half:
+        with pytest.raises(TopologyError, match=f"cross is {cross} with {half} nodes in each castle; give 1 to {half}"):
+            make_topology("two-castles", 2 * half, {"cross": cross})
+        return
+    graph = make_topology("two-castles", 2 * half, {"cross": cross})
+    assert set(graph.degrees) == {half - 1 + cross}
+    # x = +1 in one castle and -1 in the other is an eigenvector of the Laplacian: each node differs from cross others.
+    assert sum(j >= half > i for i, j in graph.edges) == half * cross
+
+
+def test_the_published_two_worlds_are_split_by_their_cross_edges() -> None:
+    graph = make_topology("two-castles", 26)
+    assert set(graph.degrees) == {20}
+    assert algebraic_connectivity(graph) == pytest.approx(2 * 8)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 60), st.integers(1, 8), st.integers(0, 1000))
+def test_equitopo_is_a_circulant_graph_of_at_most_m_hops(nodes: int, m: int, seed: int) -> None:
+    graph = make_topology("equitopo", nodes, {"m": m}, seed)
+    hops = {min(j - i, nodes - j + i) for i, j in graph.edges}
+    assert len(hops) <= m
+    assert graph.edges == canonical_edges((i, (i + hop) % nodes) for hop in hops for i in range(nodes))
+
+
+def test_only_spatial_families_have_positions() -> None:
+    placed = {name for name in TOPOLOGIES if make_topology(name, 16).positions is not None}
+    assert placed == {"geometric", "k-nearest"}
 
 
 def test_random_families_follow_the_seed() -> None:
@@ -143,6 +189,19 @@ def test_a_family_that_never_connects_says_so() -> None:
         ("hypercube", 12, {}, "12 nodes are no power of two; give 8 or 16 nodes"),
         ("tree", 8, {"branching": 0}, "branching is 0; give at least 1"),
         ("dumbbell", 8, {"bridges": 5}, "5 bridges between halves of 4 and 4 nodes; give 1 to 4"),
+        ("two-castles", 17, {}, "17 nodes make no two halves; give 16 or 18 nodes"),
+        ("two-castles", 14, {}, "cross is 8 with 7 nodes in each castle; give 1 to 7"),
+        ("equitopo", 8, {"m": 0}, "m is 0; give at least 1 hop"),
+        ("equitopo", 100_000, {"m": 50}, "about 5000000 edges; give fewer nodes"),
+        ("geometric", 8, {"range": 0}, "range is 0; give a range of at least 0"),
+        ("geometric", 8, {"metric": "moon"}, 'metric is "moon"; choose one of: plane, earth'),
+        ("geometric", 8, {"metric": "earht"}, 'metric is "earht"; did you mean "earth"'),
+        ("geometric", 8, {"metric": "earth"}, "drawn sites lie on the plane; leave metric out, or give sites"),
+        ("geometric", 40, {"range": 0.05}, "range = 0.05, metric = plane was never connected in 100 draws"),
+        ("k-nearest", 8, {"k": 8}, "k is 8 with 8 sites; give 1 to 7"),
+        ("k-nearest", 8, {"sites": 3}, "sites is 3; give a text"),
+        ("base-k", 8, {}, "is another graph each round, and one for all rounds is needed here; choose one of: ring,"),
+        ("base", 8, {}, 'is unknown; did you mean "base-k"'),
     ],
 )
 def test_mistakes_are_told_in_one_line_with_the_mend(
@@ -154,7 +213,10 @@ def test_mistakes_are_told_in_one_line_with_the_mend(
     assert ";" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ring", "torus", "random-regular", "erdos-renyi", "small-world", "tree"])
+@pytest.mark.parametrize(
+    "name",
+    ["ring", "torus", "random-regular", "erdos-renyi", "small-world", "tree", "geometric"],
+)
 def test_ten_thousand_nodes_are_made(name: str) -> None:
     graph = make_topology(name, 10_000, seed=1)
     assert graph.nodes == 10_000

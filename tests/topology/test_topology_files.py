@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology import Topology, files, make_topology
-from gossipfl.topology.files import READERS, WRITERS, library, read_topology, write_topology
+from gossipfl.topology.files import READERS, WRITERS, library, read_sites, read_topology, write_topology
 from gossipfl.topology.graphml import parse_graphml
+from gossipfl.topology.spectra import spectral_gap
 from gossipfl.topology.tables import parse_edge_list, parse_json
 
 ZOO = """<?xml version="1.0" encoding="utf-8"?>
@@ -343,7 +344,7 @@ def test_a_changed_byte_in_graphml_is_a_graph_or_a_topology_error(place: int, va
 
 
 def test_the_library_names_its_sources_and_is_clean() -> None:
-    assert {"abilene", "deutschetelekom", "garr201201", "geant2012"} <= library().keys()
+    assert {"abilene", "bteurope", "deutschetelekom", "garr201201", "geant2012", "sinet"} <= library().keys()
     for name, path in library().items():
         graph = make_topology(name)
         assert graph.is_connected
@@ -351,6 +352,42 @@ def test_the_library_names_its_sources_and_is_clean() -> None:
         assert "Knight" in graph.source
         assert graph.labels is not None
         assert graph.positions is not None
+
+
+def test_the_largest_library_graph_says_what_was_repaired() -> None:
+    graph = make_topology("uscarrier")
+    assert (graph.nodes, len(graph.edges)) == (158, 189)
+    assert graph.repairs[1:] == (
+        "6 nodes without a label called by their name in the file",
+        "6 repeated labels numbered",
+    )
+
+
+def test_the_readme_of_the_library_tells_sizes_as_they_are() -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in (library()["abilene"].parent / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    told = {row[1].strip("`"): [float(cell) for cell in row[3:7]] for row in rows}
+    for name in library():
+        graph = make_topology(name)
+        mean, gap = 2 * len(graph.edges) / graph.nodes, spectral_gap(graph)
+        assert told.pop(name) == [graph.nodes, len(graph.edges), round(mean, 2), round(gap, 4)], name
+    assert told == {}
+
+
+def test_sites_are_read_without_edges_and_need_positions(tmp_path: Path, full: Topology) -> None:
+    path = tmp_path / "four.json"
+    write_topology(full, path)
+    sites = read_sites(path)
+    assert (sites.edges, sites.labels, sites.positions) == ((), full.labels, full.positions)
+    path.write_text('{"nodes": 2, "edges": [], "positions": [[0, 1], null]}')
+    with pytest.raises(TopologyError, match=r'four.json": not every node has a position; give each its coordinates'):
+        read_sites(path)
+    path.write_text('{"nodes": 2, "edges": [[0, 1]]}')
+    with pytest.raises(TopologyError, match="not every node has a position"):
+        read_sites(path)
 
 
 def test_library_names_ignore_case_and_files_win_by_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
