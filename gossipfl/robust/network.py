@@ -75,11 +75,6 @@ class Links:
         """Return the links that lead to ``node``."""
         return slice(int(self.starts[node]), int(self.starts[node + 1]))
 
-    def part(self, first: int, end: int) -> Links:
-        """Return the links among the nodes from ``first`` to before ``end``, which have no others, renumbered."""
-        span = slice(int(self.starts[first]), int(self.starts[end]))
-        return Links(self.starts[first : end + 1] - self.starts[first], self.senders[span] - first, self.weights[span])
-
     def padded(self, nodes: Integers) -> tuple[Integers, NDArray[np.bool_]]:
         """Return the links to each of ``nodes``, (m, k), and which of them are there; padding repeats a link."""
         first, counts = self.starts[nodes], self.starts[nodes + 1] - self.starts[nodes]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,14 +21,6 @@ if TYPE_CHECKING:
 
     from gossipfl.robust.base import Rule
     from gossipfl.robust.network import Integers, Links, Told
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One of several networks that are simulated as one: its first node's number there, and its liars."""
-
-    first: int
-    byzantine: Byzantine
 
 
 @dataclass(frozen=True)
@@ -72,11 +63,6 @@ class Byzantine:
         """The nodes that publish a lie to all alike, ascending."""
         return tuple(self._generators)
 
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The one network that there is."""
-        return (Member(0, self),)
-
     def lie(self, node: int, own: Tensor, replicas: list[Tensor], round_: int, initial: Tensor) -> Tensor:
         """Return what the liar ``node`` publishes in place of its model ``own`` (d,)."""
         attack = self._lone
@@ -85,7 +71,9 @@ class Byzantine:
 
     def mask(self, nodes: int) -> NDArray[np.bool_]:
         """Return who is Byzantine, (n,)."""
-        return _mask(self.nodes, nodes)
+        mask = np.zeros(nodes, dtype=np.bool_)
+        mask[sorted(self.nodes)] = True
+        return mask
 
     def check(self, count: int) -> None:
         """Raise ConfigError where a Byzantine node is none of ``count``."""
@@ -93,55 +81,13 @@ class Byzantine:
             raise ConfigError(f"Byzantine nodes {sorted(self.nodes)} are not all among 0..{count - 1}")
 
 
-class Stack:
-    """The liars of several networks that lie side by side as one, with ``sizes`` nodes each."""
-
-    def __init__(self, each: Sequence[Byzantine], sizes: Sequence[int]) -> None:
-        firsts = list(accumulate(sizes, initial=0))
-        for one, size in zip(each, sizes, strict=True):
-            one.check(size)
-        self.members = tuple(Member(first, one) for first, one in zip(firsts, each, strict=False))
-        self._home = {first + node: (first, one) for first, one in self._pairs() for node in one.liars}
-        self.nodes = frozenset(first + node for first, one in self._pairs() for node in one.nodes)
-
-    def _pairs(self) -> Iterator[tuple[int, Byzantine]]:
-        return ((member.first, member.byzantine) for member in self.members)
-
-    @property
-    def liars(self) -> tuple[int, ...]:
-        """The nodes of all networks that publish a lie to all alike, ascending."""
-        return tuple(self._home)
-
-    def lie(self, node: int, own: Tensor, replicas: list[Tensor], round_: int, initial: Tensor) -> Tensor:
-        """Return what the liar ``node`` publishes in place of its model ``own`` (d,)."""
-        first, byzantine = self._home[node]
-        return byzantine.lie(node - first, own, replicas, round_, initial)
-
-    def check(self, count: int) -> None:
-        """Raise ConfigError where a node is none of ``count``; each network's own nodes have been checked."""
-
-    def mask(self, nodes: int) -> NDArray[np.bool_]:
-        """Return who is Byzantine, (n,)."""
-        return _mask(self.nodes, nodes)
-
-
-def _mask(chosen: Collection[int], nodes: int) -> NDArray[np.bool_]:
-    mask = np.zeros(nodes, dtype=np.bool_)
-    mask[sorted(chosen)] = True
-    return mask
-
-
 class Conspirators:
-    """Plays a conspiracy along the links of one graph: everything that does not change from round to round is ready.
+    """Plays a conspiracy along the links of one graph: everything that does not change from round to round is ready."""
 
-    The graph may be a part of a larger one: its nodes are those from ``first`` on, and ``links`` has their numbers
-    within the part.
-    """
-
-    def __init__(self, byzantine: Byzantine, links: Links, generator: torch.Generator, first: int = 0) -> None:
+    def __init__(self, byzantine: Byzantine, links: Links, generator: torch.Generator) -> None:
         assert byzantine.conspiracy is not None
         self._conspiracy, self._generator = byzantine.conspiracy, generator
-        self._links, self._part = links, slice(first, first + links.nodes)
+        self.links = links
         self._is_byzantine = byzantine.mask(links.nodes)
         lying = self._is_byzantine[links.senders]
         told = np.bincount(links.receivers[lying], minlength=links.nodes)
@@ -150,18 +96,12 @@ class Conspirators:
         self._lied, self._lied_there = _pick(links, self._targets, lying)
         self._laplacian = _laplacian(links, ~self._is_byzantine)
 
-    @property
-    def lied(self) -> Integers:
-        """The links of the part along which lies are told, by target."""
-        return self._lied[self._lied_there]
+    def published(self, models: Tensor, replicas: Tensor, rule: Rule, told: Told) -> Published:
+        """Return what travels along the links: replicas (n, d), and finite lies in their place where one is told.
 
-    def lies(self, models: Tensor, replicas: Tensor, rule: Rule, told: Told) -> Tensor:
-        """Return what is told along the links ``lied``, (l, d), finite.
-
-        ``models`` (n, d) of the whole network after training; ``replicas`` (n, d), what everyone else publishes.
+        ``models`` (n, d) are those after training.
         """
-        links, is_byzantine = self._links, torch.from_numpy(self._is_byzantine)
-        models, replicas = models[self._part], replicas[self._part]
+        links, is_byzantine = self.links, torch.from_numpy(self._is_byzantine)
         targets, senders = torch.from_numpy(self._targets), torch.from_numpy(links.senders[self._lied])
         lied_there = torch.from_numpy(self._lied_there)
         view = ConspiracyView(
@@ -182,14 +122,15 @@ class Conspirators:
             horizon=told.horizon,
             generator=self._generator,
             losses=self._losses(told),
-            moved=None if told.moved is None else told.moved[self._part][targets],
+            moved=None if told.moved is None else told.moved[targets],
         )
         lies = self._conspiracy.lies(view)[lied_there]
         # What no codec could carry no attacker can send.
-        return torch.nan_to_num(lies, nan=0.0).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+        lies = torch.nan_to_num(lies, nan=0.0).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+        return Published.with_lies(replicas, links, self._lied[self._lied_there], lies)
 
     def _losses(self, told: Told) -> Callable[[Tensor], Tensor] | None:
-        judge, nodes = told.losses, torch.from_numpy(self._targets + self._part.start)
+        judge, nodes = told.losses, torch.from_numpy(self._targets)
         if judge is None:
             return None
 
@@ -198,28 +139,6 @@ class Conspirators:
             return judge(candidates.flatten(0, -2), each.flatten()).view(candidates.shape[:-1])
 
         return losses
-
-
-class Cabals:
-    """The conspirators of all networks that are simulated as one, on their parts of the links of a round."""
-
-    def __init__(self, members: Sequence[Member], links: Links, generators: Sequence[torch.Generator]) -> None:
-        self.links = links
-        ends = [*(member.first for member in members[1:]), links.nodes]
-        self._cabals: list[tuple[int, Conspirators]] = []
-        for member, end, generator in zip(members, ends, generators, strict=True):
-            if member.byzantine.conspiracy is not None and member.byzantine.nodes:
-                part = links.part(member.first, end)
-                first_link = int(links.starts[member.first])
-                self._cabals.append((first_link, Conspirators(member.byzantine, part, generator, member.first)))
-
-    def published(self, models: Tensor, replicas: Tensor, rule: Rule, told: Told) -> Published:
-        """Return what travels along the links: replicas, and lies in their place where conspirators speak."""
-        if not self._cabals:
-            return Published.replicas(replicas, self.links)
-        lied = np.concatenate([first + cabal.lied for first, cabal in self._cabals])
-        lies = torch.cat([cabal.lies(models, replicas, rule, told) for _, cabal in self._cabals])
-        return Published.with_lies(replicas, self.links, lied, lies)
 
 
 def _pick(links: Links, targets: Integers, wanted: NDArray[np.bool_]) -> tuple[Integers, NDArray[np.bool_]]:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from gossipfl.codec import MAX_MAGNITUDE, Float32
 from gossipfl.errors import ConfigError
-from gossipfl.robust.network import Links, LinkVerdicts, Told, mix_network
-from gossipfl.simulator.byzantine import Byzantine, Cabals, Stack
+from gossipfl.robust.network import Links, LinkVerdicts, Published, Told, mix_network
+from gossipfl.simulator.byzantine import Byzantine, Conspirators
 from gossipfl.simulator.graphs import Changing, Graphs
 from gossipfl.simulator.recall import Recall
 
@@ -81,7 +81,7 @@ class Simulator:
         fleet: The learners; their models are the state X.
         rule: What every node filters and averages with.
         codec: What makes deltas small; replicas hold what receivers decode.
-        byzantine: Who lies, and how; of several networks that are simulated side by side, as one graph, a ``Stack``.
+        byzantine: Who lies, and how.
         local_steps: Training steps of a node in a round.
         horizon: Number of rounds T where it is known.
         measures: What else to measure of models (n, d) when they are evaluated: named numbers of each.
@@ -95,7 +95,7 @@ class Simulator:
         rule: Rule,
         codec: Codec,
         *,
-        byzantine: Byzantine | Stack | None = None,
+        byzantine: Byzantine | None = None,
         local_steps: int = 10,
         horizon: int | None = None,
         measures: Mapping[str, Callable[[Tensor], Sequence[float]]] | None = None,
@@ -114,8 +114,8 @@ class Simulator:
         self._mixed = torch.empty_like(self.replicas)
         self._is_byzantine = self._byzantine.mask(len(self.replicas))
         self._recall = Recall(rule, self.replicas, static=self._graphs.static)
-        self._generators = [member.byzantine.generator() for member in self._byzantine.members]
-        self._cabals: Cabals | None = None
+        self._generator = self._byzantine.generator()
+        self._conspirators: Conspirators | None = None
 
     @property
     def vectors(self) -> Tensor:
@@ -237,14 +237,19 @@ class Simulator:
             own = own.clone()
             own[liars] = self.vectors[liars]
         told = self._told(links)
-        if self._cabals is None or self._cabals.links is not links:
-            self._cabals = Cabals(self._byzantine.members, links, self._generators)
-        published = self._cabals.published(self.vectors, self.replicas, self._rule, told)
+        published = self._published(links, told)
         verdicts = mix_network(self._rule, own, published, links, self._mixed, told)
         self._mixed -= own
         self.vectors.add_(self._mixed)
         self._recall.note(links, published, verdicts, self.vectors)
         return verdicts
+
+    def _published(self, links: Links, told: Told) -> Published:
+        if self._byzantine.conspiracy is None or not self._byzantine.nodes:
+            return Published.replicas(self.replicas, links)
+        if self._conspirators is None or self._conspirators.links is not links:
+            self._conspirators = Conspirators(self._byzantine, links, self._generator)
+        return self._conspirators.published(self.vectors, self.replicas, self._rule, told)
 
     def _told(self, links: Links) -> Told:
         needs = self._rule.needs
