@@ -93,8 +93,7 @@ class GossipCore:
         self.exchange = Exchange(party, layout, initial, codec, settings)
         self.phase = Phase.TRAINING
         self.round = 0
-        self._mixer = Mixer(rule, knowledge or Knowledge())
-        self._mixer.start_from(initial)
+        self._mixer = Mixer(rule, knowledge or Knowledge(), initial)
         self._codec = codec
         self._settings = settings
         self._times = _Clockwork()

@@ -40,14 +40,19 @@ def check_needs(rule: Rule, knowledge: Knowledge) -> None:
 
 
 class Mixer:
-    """Applies a rule round after round; raises ConfigError where the rule's needs are not met."""
+    """Applies a rule round after round, from the ``initial`` model (d,) on.
 
-    def __init__(self, rule: Rule, knowledge: Knowledge) -> None:
+    Raises ConfigError where the rule's needs are not met.
+    """
+
+    def __init__(self, rule: Rule, knowledge: Knowledge, initial: Tensor) -> None:
         check_needs(rule, knowledge)
+        self._initial = initial.clone() if "previous" in rule.needs else None
         self._rule, self._knowledge = rule, knowledge
         self._memory: dict[PeerId, Tensor] = {}
         self._previous: dict[PeerId, Tensor] = {}
         self._model: Tensor | None = None
+        self.start_from(initial)
 
     def start_from(self, model: Tensor) -> None:
         """Take note of the model (d,) that the coming round's training starts from."""
@@ -95,10 +100,17 @@ class Mixer:
         return None if known is None else sum(peer in known for peer in chosen)
 
     def _before(self, chosen: Mapping[PeerId, Followed], received: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return what was received the last time, and keep a copy of what is now; new neighbours have not moved."""
+        """Return what was received the last time, and keep a copy of what is now.
+
+        Before the first time that was the initial model; who joins later has not moved.
+        """
         if "previous" not in self._rule.needs:
             return None
-        before = [self._previous.get(peer, vector) for peer, vector in zip(chosen, received, strict=True)]
+        before = [
+            self._previous.get(peer, vector if self._initial is None else self._initial)
+            for peer, vector in zip(chosen, received, strict=True)
+        ]
+        self._initial = None
         self._previous |= {peer: vector.clone() for peer, vector in zip(chosen, received, strict=True)}
         return before
 

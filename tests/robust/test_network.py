@@ -78,11 +78,11 @@ def test_the_network_at_once_is_the_rule_node_by_node(
         patch.setattr(network, "CHUNK_ELEMENTS", chunk)
         verdicts = mix_network(rule, own, public, links, at_once, told)
     expected = mix_each(rule, own, public, links, one_by_one, told)
-    # Weiszfeld's iteration goes slowly where its end is near one of the vectors, and there shows the last bits.
-    loose = 100 if name == "geometric-median" else 1
-    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5 * loose, atol=1e-6 * loose)
+    # Weiszfeld's iteration goes slowly where its end is near one of the vectors, and stops where the last bits say.
+    slack = 5e-3 if name == "geometric-median" else 0.0
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5 + slack, atol=1e-6 + slack)
     assert verdicts.accepted.tolist() == expected.accepted.tolist()
-    np.testing.assert_allclose(verdicts.weights, expected.weights, rtol=1e-6 * loose)
+    np.testing.assert_allclose(verdicts.weights, expected.weights, rtol=1e-6 + slack, atol=slack)
     np.testing.assert_allclose(verdicts.thresholds, expected.thresholds, rtol=1e-5)
     # Short vectors are one block, so that even a rejected vector's distance is whole.
     np.testing.assert_allclose(verdicts.distances, expected.distances, rtol=1e-4, atol=1e-6)

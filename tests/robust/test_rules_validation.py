@@ -55,8 +55,9 @@ def test_where_all_near_ones_are_worse_it_takes_the_best_of_them() -> None:
     assert result.vector.tolist() == pytest.approx([0.95, 0])
 
 
-def test_a_model_without_a_loss_is_never_taken() -> None:
-    context = MixContext([0.5], [1.0], 0, losses=lambda models: [1.0, math.nan][: len(models)])
+@pytest.mark.parametrize("own_loss", [1.0, math.nan, math.inf])
+def test_a_model_without_a_loss_is_never_taken(own_loss: float) -> None:
+    context = MixContext([0.5], [1.0], 0, losses=lambda models: [own_loss, math.nan][: len(models)])
     result = make_rule("ubar")(OWN, [OWN + 0.1], context)
     assert torch.equal(result.vector, OWN)
     assert not result.verdicts[0].accepted

@@ -92,3 +92,22 @@ def test_all_engines_agree(over_wires: list[Path], tmp_path: Path, rule: str, at
         of_processes = vectors(processes)
         assert sorted(of_processes) == list(range(NODES))
         assert all(np.array_equal(of_agents[node], vector) for node, vector in of_processes.items())
+
+
+TOLD = [{"name": "wfagg", "f": "known"}, {"name": "ubar"}, {"name": "ios", "f": "known"}]
+
+
+@pytest.mark.parametrize("rule", TOLD, ids=lambda rule: str(rule["name"]))
+def test_agents_tell_rules_what_the_simulator_tells_them(tmp_path: Path, rule: dict[str, Any]) -> None:
+    """Last round's models, memory, losses and the truth about neighbours: by way of the protocol as by matrices."""
+    for name, engine in (("agents", run_testbed), ("matrices", run_simulation)):
+        spec = spec_of(rule["name"], "sign-flip", "float32", "memory")
+        spec = RunSpec.model_validate({**spec.as_dict(), "rule": rule, "topology": "complete", "rounds": 6})
+        with RunRecords(tmp_path / name) as records:
+            records.write_summary(engine(spec, records, Silence()))
+    of_agents, of_matrices = vectors(tmp_path / "agents"), vectors(tmp_path / "matrices")
+    for node, vector in of_agents.items():
+        assert np.linalg.norm(of_matrices[node] - vector) <= 1e-5 * np.linalg.norm(vector)
+    verdicts = [load_run(tmp_path / name).summary["filter"] for name in ("agents", "matrices")]
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0]["byzantine_rejected"] > 0
