@@ -65,6 +65,7 @@ class RunSpec(Spec):
     libp2p: Libp2pSpec = Field(default_factory=Libp2pSpec)
     faults: FaultSpec | None = None
     keep_vectors: bool = False
+    averages: dict[str, tuple[Count, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +82,13 @@ class RunSpec(Spec):
         }:
             return given
         return {**given, "topology": {**section, "degree": nodes - 1}}
+
+    @field_validator("averages", mode="before")
+    @classmethod
+    def _groups(cls, groups: Any) -> Any:
+        if not isinstance(groups, Mapping):
+            return groups
+        return {name: tuple(nodes) if isinstance(nodes, list) else nodes for name, nodes in groups.items()}
 
     @field_validator("placement", mode="before")
     @classmethod
@@ -111,6 +119,9 @@ class RunSpec(Spec):
             yield "attack", f'"{attack}" has no node to act; add --byzantine K, or --attack none'
         if not isinstance(self.placement, str):
             yield from self._placement_conflicts(self.placement)
+        for name, nodes in self.averages.items():
+            if not nodes or max(nodes) >= self.nodes:
+                yield f"averages.{name}", f"must list nodes from 0 to {self.nodes - 1}, not {list(nodes)}"
         if attack is None and self.attack.options:
             yield "attack", "has options but no name; add --attack NAME"
         if self.gossip.deadline_min_s > self.gossip.deadline_s:

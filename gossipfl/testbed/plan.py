@@ -265,6 +265,8 @@ class Plan:
                 f'topology "{self.sequence.name}" is another graph in each round, which agents do not follow; '
                 "use simulate"
             )
+        if self.spec.averages:
+            raise ConfigError("averages: no agent sees the models of others; use simulate")
         if self.init_seeds is not None:
             raise ConfigError('train.init = "own": agents start from one model, which they check; use simulate')
         if self.attack is not None and self.attack.omniscient:

@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gossipfl.robust.network import Links
     from gossipfl.simulator import RoundReport, Simulator
     from gossipfl.tasks.base import Evaluation, Shard
+    from gossipfl.tasks.fleet import Fleet
     from gossipfl.topology.graph import Topology
 
 VERDICT_LINES = 100_000
@@ -86,8 +88,19 @@ def make_simulator(plan: Plan) -> Simulator:
         byzantine=Byzantine(plan.byzantine, plan.attack, spec.seed),
         local_steps=spec.train.local_steps,
         horizon=spec.rounds,
-        measures=_measures(plan, shards),
+        measures={**_averages(plan, fleet), **_measures(plan, shards)},
     )
+
+
+def _averages(plan: Plan, fleet: Fleet) -> dict[str, Callable[[Tensor], Sequence[float]]]:
+    """Return how accurate the average model of each group of nodes is, the same number for every node."""
+
+    def accuracy(models: Tensor, group: tuple[int, ...]) -> list[float]:
+        average = models[list(group)].mean(0, keepdim=True)
+        found = fleet.evaluate_vectors(average)[0].accuracy
+        return [float("nan") if found is None else found] * len(models)
+
+    return {f"average_{name}": partial(accuracy, group=group) for name, group in plan.spec.averages.items()}
 
 
 def _measures(plan: Plan, shards: Sequence[Shard]) -> dict[str, Callable[[Tensor], Sequence[float]]]:

@@ -28,7 +28,7 @@ from gossipfl.testbed.saboteurs.registry import SABOTEURS, make_any_attack
 from gossipfl_node.cli import app as node_app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *(ROOT / f"{folder}/README.md" for folder in ("node", "topologies"))]
+PAGES = [ROOT / "README.md", *(ROOT / f"{folder}/README.md" for folder in ("node", "topologies", "experiments"))]
 PAGES += sorted(ROOT.glob("docs/**/*.md"))
 TESTBED, TASK_PAGE = ROOT / "docs/testbed.md", ROOT / "docs/tasks.md"
 PROGRAMS = {"gossipfl": app, "gossipfl-node": node_app}

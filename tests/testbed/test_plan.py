@@ -86,6 +86,21 @@ def test_a_backdoor_is_measured() -> None:
     assert all(0 <= rate <= 1 for rate in rates)
 
 
+def test_the_average_model_of_a_group_is_measured() -> None:
+    simulator = make_simulator(plan(averages={"all": list(range(8)), "two": [1, 5]}, rule="alone"))
+    simulator.step()
+    simulator.step()
+    measured = simulator.evaluate()[3].metrics
+    for name, group in (("all", range(8)), ("two", (1, 5))):
+        average = simulator.vectors[list(group)].mean(0, keepdim=True)
+        assert measured[f"average_{name}"] == simulator.fleet.evaluate_vectors(average)[0].accuracy
+    assert measured["average_all"] != measured["average_two"]
+    with pytest.raises(ValueError, match="must list nodes from 0 to 7, not"):
+        plan(averages={"none": []})
+    with pytest.raises(ConfigError, match="averages: no agent sees"):
+        plan(averages={"all": [0]}).check_agents()
+
+
 def test_unknown_attacks_name_both_kinds() -> None:
     with pytest.raises(ConfigError, match='attack "replai" is unknown; did you mean "replay"'):
         _ = plan(byzantine=1, attack="replai").attack
