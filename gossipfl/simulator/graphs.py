@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gossipfl.robust.network import Integers, Links
+from gossipfl.robust.network import Links
 from gossipfl.topology.graph import Topology
 from gossipfl.topology.weights import metropolis
 
 if TYPE_CHECKING:
-    from gossipfl.robust.network import Floats
-
-
-class RoundLinks(Protocol):
-    """The directed, weighted links of one round, as ``Links`` has them."""
-
-    @property
-    def starts(self) -> Integers:
-        """Where the links to each node begin, (n + 1,)."""
-        ...
-
-    @property
-    def senders(self) -> Integers:
-        """The links' other ends, (e,)."""
-        ...
-
-    @property
-    def weights(self) -> Floats:
-        """Mixing weights, (e,)."""
-        ...
-
-
-class Changing(Protocol):
-    """A graph that changes from round to round; with a ``period`` it repeats."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes n."""
-        ...
-
-    @property
-    def period(self) -> int | None:
-        """After how many rounds it repeats."""
-        ...
-
-    def links(self, round_: int) -> RoundLinks:
-        """Return the links of one round."""
-        ...
+    from gossipfl.topology import MixingSequence
 
 
 def links_of(topology: Topology) -> Links:
@@ -69,7 +27,7 @@ def links_of(topology: Topology) -> Links:
 class Graphs:
     """The links of every round, made once where they repeat."""
 
-    def __init__(self, graph: Topology | Changing) -> None:
+    def __init__(self, graph: Topology | MixingSequence) -> None:
         self.name, self.nodes = graph.name, graph.nodes
         self._changing = None if isinstance(graph, Topology) else graph
         self._made = {0: links_of(graph)} if isinstance(graph, Topology) else {}

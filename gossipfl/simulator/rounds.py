@@ -25,7 +25,7 @@ from gossipfl.codec import MAX_MAGNITUDE, Float32
 from gossipfl.errors import ConfigError
 from gossipfl.robust.network import Links, LinkVerdicts, Published, Told, mix_network
 from gossipfl.simulator.byzantine import Byzantine, Conspirators
-from gossipfl.simulator.graphs import Changing, Graphs
+from gossipfl.simulator.graphs import Graphs
 from gossipfl.simulator.recall import Recall
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gossipfl.robust.base import Rule
     from gossipfl.tasks.base import Evaluation
     from gossipfl.tasks.fleet import Fleet
-    from gossipfl.topology.graph import Topology
+    from gossipfl.topology import MixingSequence, Topology
 
 Counts = NDArray[np.int64]
 
@@ -90,7 +90,7 @@ class Simulator:
 
     def __init__(
         self,
-        graph: Topology | Changing,
+        graph: Topology | MixingSequence,
         fleet: Fleet,
         rule: Rule,
         codec: Codec,
