@@ -53,6 +53,14 @@ _Floats = NDArray[np.float32]
 _Bytes = bytes | bytearray | memoryview
 
 
+def settle(vector: Tensor) -> Tensor:
+    """Turn subnormal elements and -0 of ``vector`` (any shape) into +0, and bound the others by ±2^27, in place.
+
+    That is what the dense format can say.
+    """
+    return torch.hardshrink(vector, _MAX_SUBNORMAL, out=vector).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """The ``payload`` that travels, and ``decoded`` (d,), which is bit for bit what receivers decode.

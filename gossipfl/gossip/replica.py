@@ -7,23 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gossipfl.codec import MAX_MAGNITUDE, Codec, make_codec
+from gossipfl.codec import Codec, make_codec, settle
 from gossipfl.digest import vector_digest
 from gossipfl.gossip.waits import Lateness
 from gossipfl.messages import Update
 
 KEYFRAME_CODEC = make_codec("float32")
 """Keyframes are lossless: a follower must hold the owner's bytes."""
-_MAX_SUBNORMAL = (2**23 - 1) * 2.0**-149
-
-
-def settle(vector: Tensor) -> Tensor:
-    """Turn subnormal elements and -0 of a replica (d,) into +0, and bound the others by ±2^27, in place.
-
-    Owner and followers do this after every sum. Keyframes carry none of these, so without it a replica could hold what
-    no keyframe can say; and a sum of normal deltas may be subnormal, which makes a rule's arithmetic many times slower.
-    """
-    return torch.hardshrink(vector, _MAX_SUBNORMAL, out=vector).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
 
 
 class PublicReplica:
@@ -31,7 +21,9 @@ class PublicReplica:
 
     ``advance`` moves it by q = C(target - x̂), x̂ <- settle(x̂ + q), with the codec C; what C loses stays in the
     difference between the model and x̂ and rides along in the next delta (error feedback; CHOCO-SGD, Koloskova et al.
-    2019).
+    2019). Owner and followers ``settle`` a replica after every sum: keyframes carry neither subnormal elements nor -0,
+    so without it a replica could hold what no keyframe can say; and a sum of normal deltas may be subnormal, which
+    makes a rule's arithmetic many times slower.
     """
 
     def __init__(self, initial: Tensor) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gossipfl.codec import MAX_MAGNITUDE, Float32
+from gossipfl.codec import Float32, settle
 from gossipfl.errors import ConfigError
 from gossipfl.robust.network import Links, LinkVerdicts, Published, Told, mix_network
 from gossipfl.simulator.byzantine import Byzantine, Conspirators
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from gossipfl.topology import MixingSequence, Topology
 
 Counts = NDArray[np.int64]
-
-_MAX_SUBNORMAL = (2**23 - 1) * 2.0**-149
 
 
 @dataclass(frozen=True)
@@ -220,8 +218,7 @@ class Simulator:
         deltas = spoken - self.replicas
         if not bool(torch.isfinite(deltas).all()):
             raise ValueError("a delta holds values that are not finite")
-        torch.hardshrink(deltas, _MAX_SUBNORMAL, out=deltas).clamp_(-MAX_MAGNITUDE, MAX_MAGNITUDE)
-        self.replicas += deltas
+        self.replicas += settle(deltas)
         return np.full(len(self.replicas), self._codec.max_bytes(deltas.shape[1]), dtype=np.int64)
 
     def _lie(self, node: int, links: Links) -> Tensor:

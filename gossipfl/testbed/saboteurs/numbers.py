@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from gossipfl.codec import settle
 from gossipfl.digest import vector_digest
-from gossipfl.gossip.replica import KEYFRAME_CODEC, settle
+from gossipfl.gossip.replica import KEYFRAME_CODEC
 from gossipfl.messages import Kind, Update
 from gossipfl.testbed.saboteurs.base import Cover, Parcel, Saboteur
 
