@@ -180,7 +180,7 @@ class RunSpec(Spec):
 
     @property
     def short_name(self) -> str:
-        """A name for people and folders, e.g. ``digits-balance-sign-flip-8``."""
+        """A name for people and folders, e.g. ``digits-pace-sign-flip-8``."""
         words = [self.task.name, self.rule.name, self.attack.name, str(self.nodes)]
         return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(word for word in words if word))
 
@@ -188,7 +188,7 @@ class RunSpec(Spec):
 SECTIONS: Mapping[str, str | None] = {
     "topology": "random-regular",
     "task": "digits",
-    "rule": "balance",
+    "rule": "pace",
     "codec": "float32",
     "attack": None,
     "partition": "auto",

@@ -82,9 +82,9 @@ class TaskSpec(NamedSpec):
 
 
 class RuleSpec(NamedSpec):
-    """The aggregation rule and its options (``gamma``, ``kappa``, ``alpha`` for balance)."""
+    """The aggregation rule and its options, such as ``gamma`` for balance."""
 
-    name: str = Field(default="balance", min_length=1)
+    name: str = Field(default="pace", min_length=1)
 
 
 class CodecSpec(NamedSpec):

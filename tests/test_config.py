@@ -34,7 +34,7 @@ def test_nothing_given_is_a_complete_run() -> None:
     assert (spec.topology.name, spec.topology.options) == ("random-regular", {"degree": 4})
     assert (spec.task.name, spec.rule.name, spec.codec.name, spec.attack.name) == (
         "digits",
-        "balance",
+        "pace",
         "float32",
         None,
     )
@@ -107,10 +107,10 @@ def test_libp2p_has_the_defaults_and_the_bounds_of_its_transport() -> None:
 
 
 def test_other_keys_of_a_named_section_are_its_options(spec_file: Path) -> None:
-    spec_file.write_text('[task]\nname = "mnist"\npath = "data"\n[rule]\ngamma = 0.3\n')
-    spec = load_spec(spec_file, {}, ["rule.kappa=2", "rule.alpha=0.5"])
+    spec_file.write_text('[task]\nname = "mnist"\npath = "data"\n[rule]\nreach = 5\n')
+    spec = load_spec(spec_file, {}, ["rule.spread=2", "rule.decay=0.5"])
     assert (spec.task.name, spec.task.options) == ("mnist", {"path": "data"})
-    assert (spec.rule.name, spec.rule.options) == ("balance", {"gamma": 0.3, "kappa": 2, "alpha": 0.5})
+    assert (spec.rule.name, spec.rule.options) == ("pace", {"reach": 5, "spread": 2, "decay": 0.5})
 
 
 def test_another_name_drops_the_options_of_the_former(spec_file: Path) -> None:
@@ -332,5 +332,5 @@ def test_mends() -> None:
 
 def test_a_name_for_folders_is_plain() -> None:
     spec = load_spec(None, {"task": "my.package:make/../task", "attack": "sign-flip", "byzantine": 1})
-    assert spec.short_name == "my.package-make-..-task-balance-sign-flip-8"
+    assert spec.short_name == "my.package-make-..-task-pace-sign-flip-8"
     assert "/" not in spec.short_name

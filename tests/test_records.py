@@ -204,7 +204,7 @@ def test_a_folder_without_records_is_a_mistake(tmp_path: Path) -> None:
 def test_default_folders_never_collide(tmp_path: Path) -> None:
     spec, now = load_spec(None, {}), datetime(2026, 1, 2, 3, 4, 5)
     first = default_out(spec, now, tmp_path)
-    assert first.name == "20260102-030405-digits-balance-8"
+    assert first.name == "20260102-030405-digits-pace-8"
     first.mkdir()
     second = default_out(spec, now, tmp_path)
     second.mkdir()

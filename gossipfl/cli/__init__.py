@@ -29,7 +29,7 @@ app.add_typer(topology, name="topology")
 app.add_typer(experiment, name="experiment")
 
 
-@app.command(epilog="Example:  gossipfl report runs/20260101-120000-digits-balance-8")
+@app.command(epilog="Example:  gossipfl report runs/20260101-120000-digits-pace-8")
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run's records.", show_default=False)],
 ) -> None:

@@ -115,7 +115,7 @@ Task: TypeAlias = Annotated[
     ),
 ]
 Rule: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Aggregation rule (balance).", rich_help_panel=LEARNING)
+    str | None, typer.Option(metavar="NAME", help="Aggregation rule (pace).", rich_help_panel=LEARNING)
 ]
 Attack: TypeAlias = Annotated[
     str | None,

@@ -170,8 +170,9 @@ class ConspiracyView:
     there, and weights 0. ``everyone`` (n, d): all models after training, honest where ``is_honest`` (n,);
     ``targets`` (...): the targets' numbers; ``senders`` (..., b): the Byzantine neighbours' numbers; ``laplacian``
     (h, h): of the honest part of the graph, weighted by W, over the honest nodes ascending. ``rule`` is the defence;
-    ``losses`` judges models (..., c, d) by the targets' own data, and ``moved`` (...) is how far training moved the
-    targets, where the rule is told so.
+    ``losses`` judges models (..., c, d) by the targets' own data, ``moved`` (...) is how far training moved the
+    targets, and ``memory`` (..., h + b, m) what the rule remembers of the honest, then of the Byzantine neighbours,
+    where the rule is told so.
     """
 
     target: Tensor
@@ -192,6 +193,7 @@ class ConspiracyView:
     generator: torch.Generator
     losses: Callable[[Tensor], Tensor] | None = None
     moved: Tensor | None = None
+    memory: Tensor | None = None
 
 
 @runtime_checkable

@@ -125,40 +125,49 @@ def mix_one(
     rule: TensorRule, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None
 ) -> Aggregate:
     """Let ``rule`` mix one node's vectors by way of its ``mix``."""
+    check_lengths(received, context)
+    vector = torch.empty_like(own) if out is None else out
+    if not received:
+        vector.copy_(own)
+        return Aggregate(vector, ())
+    mixed = rule.mix(hood_of(own, torch.stack(list(received)), context))
+    vector.copy_(mixed.vector)
+    return Aggregate(vector, verdicts_of(mixed, rule.REASONS), mixed.memory)
+
+
+def check_lengths(received: Sequence[Tensor], context: MixContext) -> None:
+    """Raise ValueError where there is not one weight and one freshness factor for each vector."""
     count = len(received)
     if not count == len(context.weights) == len(context.freshness):
         raise ValueError(
             f"{count} vectors with {len(context.weights)} weights and {len(context.freshness)} freshness factors"
         )
-    vector = torch.empty_like(own) if out is None else out
-    if not count:
-        vector.copy_(own)
-        return Aggregate(vector, ())
-    mixed = rule.mix(
-        Hood(
-            own=own,
-            received=torch.stack(list(received)),
-            present=torch.ones(count, dtype=torch.bool),
-            weights=torch.tensor(context.weights, dtype=torch.float64),
-            freshness=torch.tensor(context.freshness, dtype=torch.float64),
-            round=context.round,
-            horizon=context.horizon,
-            byzantine=None if context.byzantine is None else torch.tensor(context.byzantine),
-            losses=None if context.losses is None else _losses(context.losses),
-            moved=None if context.moved is None else torch.tensor(context.moved, dtype=torch.float64),
-            previous=None if context.previous is None else torch.stack(list(context.previous)),
-            memory=context.memory,
-        )
+
+
+def hood_of(own: Tensor, received: Tensor, context: MixContext) -> Hood:
+    """Return one node's neighbourhood; ``received`` is (k, d)."""
+    return Hood(
+        own=own,
+        received=received,
+        present=torch.ones(len(received), dtype=torch.bool),
+        weights=torch.tensor(context.weights, dtype=torch.float64),
+        freshness=torch.tensor(context.freshness, dtype=torch.float64),
+        round=context.round,
+        horizon=context.horizon,
+        byzantine=None if context.byzantine is None else torch.tensor(context.byzantine),
+        losses=None if context.losses is None else _losses(context.losses),
+        moved=None if context.moved is None else torch.tensor(context.moved, dtype=torch.float64),
+        previous=None if context.previous is None else torch.stack(list(context.previous)),
+        memory=context.memory,
     )
-    vector.copy_(mixed.vector)
-    return Aggregate(vector, _verdicts(mixed, rule.REASONS), mixed.memory)
 
 
 def _losses(losses: Callable[[Sequence[Tensor]], Sequence[float]]) -> Losses:
     return lambda models: torch.tensor(losses(list(models.unbind(0))), dtype=torch.float64)
 
 
-def _verdicts(mixed: Mixed, reasons: Sequence[str]) -> tuple[Verdict, ...]:
+def verdicts_of(mixed: Mixed, reasons: Sequence[str]) -> tuple[Verdict, ...]:
+    """Return one node's decisions, a verdict a neighbour."""
     accepted, weights = mixed.accepted.tolist(), mixed.weight.tolist()
     count = len(accepted)
     distances, thresholds = _known(mixed.distance, count), _known(mixed.threshold, count)

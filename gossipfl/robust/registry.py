@@ -17,6 +17,7 @@ from gossipfl.robust.rules.clipping import AdaptiveClip, CsPlus, Rtc, SelfClip
 from gossipfl.robust.rules.coordinates import Median, TrimmedMean
 from gossipfl.robust.rules.geometric import GeometricMedian
 from gossipfl.robust.rules.krum import Krum, MultiKrum
+from gossipfl.robust.rules.pace import Pace
 from gossipfl.robust.rules.presteps import Arc, Nnm, Preceded, PreStep
 from gossipfl.robust.rules.selection import Faba, Ios, Nna
 from gossipfl.robust.rules.sketch import Sketchguard
@@ -27,6 +28,7 @@ RULES: Mapping[str, Callable[..., Rule]] = {
     "mean": Mean,
     "alone": Alone,
     "balance": Balance,
+    "pace": Pace,
     "sketchguard": Sketchguard,
     "ubar": Ubar,
     "self-clip": SelfClip,

@@ -17,11 +17,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gossipfl.robust.hood import Hood, Mixed, TensorRule, finite_part
+from gossipfl.robust.base import Aggregate
+from gossipfl.robust.hood import Hood, Mixed, TensorRule, check_lengths, finite_part, hood_of, verdicts_of
 from gossipfl.robust.reasons import NOT_FINITE
+from gossipfl.robust.sweep import add_differences, squared_distances
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from gossipfl.robust.base import MixContext
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,14 @@ class Geometry:
     def of(cls, hood: Hood) -> Geometry:
         """Return the geometry of ``hood``."""
         return cls(hood, *finite_part(hood))
+
+    @classmethod
+    def measured(cls, hood: Hood, squares: Tensor) -> Geometry:
+        """Return what is known where only the distances were measured, ``squares`` (..., k): no differences."""
+        present = hood.present & (squares <= FLOAT32_MAX)
+        geometry = cls(hood, hood.received, present)
+        vars(geometry)["squares"] = torch.where(present, squares, 0.0)  # where the cached property keeps its value
+        return geometry
 
     @cached_property
     def squares(self) -> Tensor:
@@ -114,21 +130,48 @@ class SpanRule(TensorRule):
         """Mix the neighbourhoods of one or many nodes."""
         geometry = Geometry.of(hood)
         decision = self.decide(geometry)
-        accepted = decision.accepted & geometry.present
         coefficients = torch.where(geometry.present, decision.coefficients, 0.0) * hood.freshness
         steps = coefficients.to(hood.own.dtype).unsqueeze(-2) @ geometry.differences
-        threshold, reason = decision.threshold, decision.reason
-        distance = geometry.distances if decision.distance is None else decision.distance
-        return Mixed(
-            vector=hood.own + steps.squeeze(-2),
-            accepted=accepted,
-            weight=torch.where(accepted, coefficients, 0.0),
-            distance=torch.where(geometry.present, distance, torch.inf),
-            threshold=None if threshold is None else threshold.expand(accepted.shape),
-            scale=decision.scale,
-            reason=torch.where(hood.present & ~geometry.present, NOT_FINITE, 0 if reason is None else reason),
-            memory=decision.memory,
-        )
+        return told(geometry, decision, coefficients, hood.own + steps.squeeze(-2))
+
+
+@dataclass(frozen=True)
+class DistanceRule(SpanRule):
+    """A span rule that looks at nothing but distances: one node's vectors are read where they lie, block by block."""
+
+    def __call__(
+        self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
+    ) -> Aggregate:
+        """Mix one node's vectors; temporaries are two blocks."""
+        check_lengths(received, context)
+        vector = torch.empty_like(own) if out is None else out
+        if not received:
+            vector.copy_(own)
+            return Aggregate(vector, ())
+        hood = hood_of(own, torch.empty(len(received), 0), context)
+        geometry = Geometry.measured(hood, torch.tensor(squared_distances(own, received), dtype=torch.float64))
+        decision = self.decide(geometry)
+        coefficients = torch.where(geometry.present, decision.coefficients, 0.0) * hood.freshness
+        add_differences(own, received, coefficients.tolist(), out=vector)
+        mixed = told(geometry, decision, coefficients, vector)
+        return Aggregate(vector, verdicts_of(mixed, self.REASONS), mixed.memory)
+
+
+def told(geometry: Geometry, decision: Decision, coefficients: Tensor, vector: Tensor) -> Mixed:
+    """Return a ``decision`` as it is told; ``coefficients`` (..., k) are those that made the ``vector`` (..., d)."""
+    accepted = decision.accepted & geometry.present
+    threshold, reason = decision.threshold, decision.reason
+    distance = geometry.distances if decision.distance is None else decision.distance
+    return Mixed(
+        vector=vector,
+        accepted=accepted,
+        weight=torch.where(accepted, coefficients, 0.0),
+        distance=torch.where(geometry.present, distance, torch.inf),
+        threshold=None if threshold is None else threshold.expand(accepted.shape),
+        scale=decision.scale,
+        reason=torch.where(geometry.hood.present & ~geometry.present, NOT_FINITE, 0 if reason is None else reason),
+        memory=decision.memory,
+    )
 
 
 def nearest(distances: Tensor, present: Tensor, count: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Distances, a threshold and a mean over long vectors, in one sweep through the cache.
+"""Distances, thresholds and weighted means of long vectors, block by block through the cache.
 
-Aggregation is bound by memory, so every vector is read once: while a block of it is in the cache, its part of the
-distance is measured and its part of the mean is summed, in the hope that it will be accepted. A vector whose partial
-distance passes the threshold is dropped on the spot; blocks that were mixed with it are mixed again at the end from
-the accepted vectors alone. Nothing is ever subtracted from a sum, so the result has the same bits as if the rejected
-vectors had not been there.
+Aggregation is bound by memory. Where the threshold is known beforehand, every vector is read once: while a block of it
+is in the cache, its part of the distance is measured and its part of the mean is summed, in the hope that it will be
+accepted. A vector whose partial distance passes the threshold is dropped on the spot; blocks that were mixed with it
+are mixed again at the end from the accepted vectors alone. Nothing is ever subtracted from a sum, so the result has the
+same bits as if the rejected vectors had not been there. Where weights follow from all distances, all are read twice.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PARALLEL_ELEMENTS = 1 << 23
 FLOAT_MAX = float(np.finfo(np.float64).max)
 
 _Result = TypeVar("_Result")
+_Share = TypeVar("_Share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,49 @@ def filtered_mean(
         accepted = [j for j, square in enumerate(squares) if square <= limit]
         _each(pool, spans, lambda span: span.settle(accepted))
     return Sweep(sqrt(limit), [sqrt(square) for square in squares], accepted)
+
+
+def squared_distances(own: Tensor, received: Sequence[Tensor]) -> list[float]:
+    """Return ‖x_j - own‖² of each vector (d,), summed over blocks in float64; not finite where a vector is not."""
+    mine, arrays = own.detach().numpy(), [vector.detach().numpy() for vector in received]
+
+    def part(span: tuple[int, int]) -> list[float]:
+        squares, difference = [0.0] * len(arrays), np.empty(min(BLOCK, span[1] - span[0]), dtype=mine.dtype)
+        for low, high in _blocks(*span):
+            spare = difference[: high - low]
+            for j, array in enumerate(arrays):
+                np.subtract(array[low:high], mine[low:high], out=spare)
+                squares[j] += _square(spare)
+        return squares
+
+    return [sum(column) for column in zip(*_over(own.numel(), len(arrays), part), strict=True)]
+
+
+def add_differences(own: Tensor, received: Sequence[Tensor], factors: Sequence[float], *, out: Tensor) -> None:
+    """Write own + Σ_j f_j (x_j - own) to ``out`` (d,); vectors with the factor 0 are not read."""
+    mine, result = own.detach().numpy(), out.detach().numpy()
+    pulls = [(vector.detach().numpy(), factor) for vector, factor in zip(received, factors, strict=True) if factor]
+
+    def part(span: tuple[int, int]) -> None:
+        width = min(BLOCK, span[1] - span[0])
+        total, difference = np.empty(width, dtype=mine.dtype), np.empty(width, dtype=mine.dtype)
+        for low, high in _blocks(*span):
+            base, steps, spare = mine[low:high], total[: high - low], difference[: high - low]
+            steps.fill(0.0)
+            for array, factor in pulls:
+                np.subtract(array[low:high], base, out=spare)
+                np.multiply(spare, factor, out=spare)
+                np.add(steps, spare, out=steps)
+            np.add(base, steps, out=result[low:high])
+
+    _over(own.numel(), len(pulls), part)
+
+
+def _over(size: int, count: int, work: Callable[[tuple[int, int]], _Result]) -> list[_Result]:
+    """Return what ``work`` makes of each thread's share of the elements."""
+    shares = _bounds(size, count)
+    with ThreadPoolExecutor(len(shares)) if len(shares) > 1 else nullcontext() as pool:
+        return _each(pool, shares, work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +166,7 @@ class _Span:
             self._write(low, high, self._gather(low, high, accepted, None), len(accepted))
 
     def _blocks(self, stop: int) -> Iterator[tuple[int, int]]:
-        for low in range(self._low, stop, BLOCK):
-            yield low, min(low + BLOCK, stop)
+        return _blocks(self._low, stop)
 
     def _gather(self, low: int, high: int, candidates: list[int], squares: list[float] | None) -> Array:
         """Return Σ f_j (x_j - own) of one block, adding each ‖x_j - own‖² to ``squares`` where given."""
@@ -146,6 +189,11 @@ class _Span:
         np.add(self._in.own[low:high], total, out=self._in.out[low:high])
 
 
+def _blocks(low: int, high: int) -> Iterator[tuple[int, int]]:
+    for start in range(low, high, BLOCK):
+        yield start, min(start + BLOCK, high)
+
+
 def _square(block: Array) -> float:
     return float(np.dot(block, block))
 
@@ -156,8 +204,8 @@ def _bounds(size: int, count: int) -> list[tuple[int, int]]:
     return [(low, min(low + step, size)) for low in range(0, size, step)]
 
 
-def _each(pool: ThreadPoolExecutor | None, spans: list[_Span], work: Callable[[_Span], _Result]) -> list[_Result]:
-    def quietly(span: _Span) -> _Result:
+def _each(pool: ThreadPoolExecutor | None, spans: Sequence[_Share], work: Callable[[_Share], _Result]) -> list[_Result]:
+    def quietly(span: _Share) -> _Result:
         with np.errstate(all="ignore"):  # a lie may overflow: its distance is then infinite, and it is dropped
             return work(span)
 

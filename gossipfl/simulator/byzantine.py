@@ -94,6 +94,7 @@ class Conspirators:
         self._targets = np.flatnonzero((told > 0) & ~self._is_byzantine)
         self._honest, self._honest_there = _pick(links, self._targets, ~lying)
         self._lied, self._lied_there = _pick(links, self._targets, lying)
+        self._heard = torch.from_numpy(np.concatenate([self._honest, self._lied], axis=1))
         self._laplacian = _laplacian(links, ~self._is_byzantine)
 
     def published(self, models: Tensor, replicas: Tensor, rule: Rule, told: Told) -> Published:
@@ -123,6 +124,7 @@ class Conspirators:
             generator=self._generator,
             losses=self._losses(told),
             moved=None if told.moved is None else told.moved[targets],
+            memory=None if told.memory is None else told.memory[self._heard],
         )
         lies = self._conspiracy.lies(view)[lied_there]
         # What no codec could carry no attacker can send.

@@ -31,7 +31,7 @@ from gossipfl.sections import (
 )
 from gossipfl.settings import Settings
 
-SECTIONS = {"task": "digits", "rule": "balance", "codec": "float32", "partition": "auto"}
+SECTIONS = {"task": "digits", "rule": "pace", "codec": "float32", "partition": "auto"}
 """Sections that may be written as a bare name, and the name that they have by default."""
 TRANSPORTS = ("broker", "libp2p")
 """The sections that choose a transport: a file has one of them."""

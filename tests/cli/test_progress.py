@@ -149,7 +149,7 @@ def test_an_outcome_tells_results_filter_traffic_and_faults(spec: RunSpec) -> No
     lines = dict(outcome_lines({**summarise(spec, facts, statistics), "interrupted": True}))
     assert lines == {
         "status": "interrupted",
-        "run": "digits, balance against gaussian, 3 nodes (1 Byzantine) on ring, sync",
+        "run": "digits, pace against gaussian, 3 nodes (1 Byzantine) on ring, sync",
         "test accuracy": "0.900  (0.900 to 0.900 over honest nodes)",
         "test loss": "0.2500  (0.2500 to 0.2500 over honest nodes)",
         "nrmse": "0.5000  (0.5000 to 0.5000)",

@@ -107,7 +107,7 @@ def test_without_a_folder_one_is_made_below_runs(
     monkeypatch.chdir(tmp_path)
     call(capsys, "--no-report")
     call(capsys, "--no-report")
-    assert len(list((tmp_path / "runs").glob("*-digits-balance-8*"))) == 2
+    assert len(list((tmp_path / "runs").glob("*-digits-pace-8*"))) == 2
 
 
 def test_a_finished_run_is_kept_unless_forced(capsys: pytest.CaptureFixture[str], out: Path) -> None:

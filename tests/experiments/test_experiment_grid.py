@@ -197,7 +197,7 @@ def test_included_cells_get_the_labels_of_what_they_are() -> None:
     extra = {cell.labels for cell in grid.cells} - {cell.labels for cell in grid.cells if cell.labels[3] == "40"}
     assert ("mean", "a", "6", "40") in labels_of(grid)
     assert ("mean", UNKNOWN, "20", "40") in labels_of(grid)
-    assert ("balance", "b", "8", "3") in extra
+    assert ("pace", "b", "8", "3") in extra
     assert len(grid.cells) == 2 * (4 + 2 + 1)
 
 

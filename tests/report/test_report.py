@@ -56,7 +56,7 @@ def test_the_page_is_complete_in_one_file(make_run: MakeRun) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "link" not in page.tags
     text = " ".join(page.text)
-    assert "digits with balance, 1 of 4 nodes Byzantine (sign-flip)" in text
+    assert "digits with pace, 1 of 4 nodes Byzantine (sign-flip)" in text
     assert "0.900" in text  # test accuracy
     assert "100.0%" in text  # Byzantine models rejected
     assert "SIGKILL" not in text

@@ -54,6 +54,7 @@ class Case:
     target: Tensor | None = None
     previous: Sequence[Tensor] | None = None
     memory: Tensor | None = None
+    moved: float = 1.0
 
     @property
     def context(self) -> MixContext:
@@ -67,6 +68,7 @@ class Case:
             self.horizon,
             byzantine=self.f,
             losses=losses,
+            moved=self.moved,
             previous=self.previous,
             memory=self.memory,
         )
@@ -91,6 +93,7 @@ class Case:
             None if self.previous is None else [x.double().numpy() for x in self.previous],
             None if self.memory is None else self.memory.tolist(),
             lambda model: sketch_matrix(self.own.numel()) @ model,
+            self.moved,
         )
 
     def rule(self, name: str) -> Rule:
@@ -135,6 +138,7 @@ class Case:
             horizon=self.horizon,
             byzantine=torch.tensor(self.f),
             losses=None if self.target is None else quadratic(self.target),
+            moved=torch.tensor(self.moved, dtype=torch.float64),
             previous=None if self.previous is None else torch.cat([torch.stack(list(self.previous)), garbage]),
             memory=memory,
         )
@@ -191,6 +195,7 @@ def make_case(seed: int, size: int, count: int, *, fresh: bool = False, round_: 
         target=own + noise(size),
         previous=previous,
         memory=memory,
+        moved=one_of((0.01, 0.3, 2.0)),
     )
 
 

@@ -31,6 +31,7 @@ class Scene:
     previous: list[Vector] | None = None
     memory: list[list[float]] | None = None
     sketch: Callable[[Vector], Vector] = np.asarray
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,32 @@ def balance(scene: Scene) -> Outcome:
     limit = 0.3 * math.exp(-progress(scene)) * length(scene.own)
     near = [j for j, x in enumerate(scene.received) if length(x - scene.own) <= limit]
     return averaged(scene, near, 0.5 / max(len(near), 1))
+
+
+def pace(scene: Scene) -> Outcome:
+    distances = [length(x - scene.own) for x in scene.received]
+    if not distances:
+        return summed(scene, [])
+    peers, pace = 1.25 * float(np.median(distances)), remembered_pace(scene)
+    pulls, kept = [], 1.0
+    for r, weight in zip(distances, scene.weights, strict=True):
+        reach = math.inf if weight == 0 else 8 * pace / ((len(distances) + 1) * weight)
+        near, slow = (pull(r, radius) / r if r > 0 else 1.0 for radius in (peers, reach))
+        kept -= weight * (1 - near)
+        pulls.append(weight * near * slow)
+    return summed(scene, [one / kept for one in pulls])
+
+
+def pull(r: float, radius: float) -> float:
+    """A tent: up to the radius and down again."""
+    if r <= radius:
+        return r
+    return max(2 * radius - r, 0.0)
+
+
+def remembered_pace(scene: Scene) -> float:
+    past = [] if scene.memory is None else [row[0] for row in scene.memory if not math.isnan(row[0])]
+    return max([scene.moved, *(0.9 * before for before in past)])
 
 
 def sketchguard(scene: Scene) -> Outcome:
@@ -263,8 +290,10 @@ def moves(scene: Scene) -> list[list[float]]:
     return [[length(x - before), 1 - cosine(x, before)] for x, before in pairs]
 
 
-def remembered(scene: Scene) -> list[list[float]]:
-    """What WFAgg has of each neighbour for the next round."""
+def remembered(name: str, scene: Scene) -> list[list[float]]:
+    """What a rule has of each neighbour for the next round."""
+    if name == "pace":
+        return [[remembered_pace(scene)]] * len(scene.received)
     past = [[math.nan] * 4] * len(scene.received) if scene.memory is None else scene.memory
     return [[*now, *before[:2]] for now, before in zip(moves(scene), past, strict=True)]
 
@@ -296,6 +325,7 @@ RULES: dict[str, Callable[[Scene], Outcome]] = {
     "mean": mean,
     "alone": alone,
     "balance": balance,
+    "pace": pace,
     "sketchguard": sketchguard,
     "ubar": ubar,
     "self-clip": self_clip,

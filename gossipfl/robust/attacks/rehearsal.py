@@ -21,8 +21,9 @@ UNCLIPPED = 1 - 1e-6
 class Rehearsal:
     """Plays the rule of ``view`` at all its targets, among their honest neighbours and conspirators of one voice.
 
-    The rule is told what the view knows: the true number of liars, the targets' losses. What it remembers of earlier
-    rounds is its own; it meets the neighbours as if for the first time, and as if none of them had moved.
+    The rule is told what the view knows: the true number of liars, the targets' losses, how far they moved, what the
+    rule remembers. A rule that follows what each neighbour publishes meets them as if for the first time, and as if
+    none of them had moved: what a liar published before went along single links, and no view holds it.
     """
 
     def __init__(self, view: ConspiracyView) -> None:
@@ -34,6 +35,7 @@ class Rehearsal:
         self._honest = view.honest.shape[-2]
         weights = torch.cat([view.honest_weights, view.byzantine_weights], -1)
         self._rule = view.rule
+        follows = "previous" in view.rule.needs
         self._hood = Hood(
             own=view.target,
             received=self._received,
@@ -45,7 +47,8 @@ class Rehearsal:
             byzantine=view.byzantine_present.sum(-1),
             losses=view.losses,
             moved=view.moved,
-            previous=self._received if "previous" in view.rule.needs else None,
+            previous=self._received if follows else None,
+            memory=None if follows else view.memory,
         )
 
     def play(self, lie: Tensor) -> Mixed:
