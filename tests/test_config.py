@@ -108,9 +108,9 @@ def test_libp2p_has_the_defaults_and_the_bounds_of_its_transport() -> None:
 
 def test_other_keys_of_a_named_section_are_its_options(spec_file: Path) -> None:
     spec_file.write_text('[task]\nname = "mnist"\npath = "data"\n[rule]\nreach = 5\n')
-    spec = load_spec(spec_file, {}, ["rule.spread=2", "rule.decay=0.5"])
+    spec = load_spec(spec_file, {}, ["rule.leave=2", "rule.decay=0.5"])
     assert (spec.task.name, spec.task.options) == ("mnist", {"path": "data"})
-    assert (spec.rule.name, spec.rule.options) == ("pace", {"reach": 5, "spread": 2, "decay": 0.5})
+    assert (spec.rule.name, spec.rule.options) == ("pace", {"reach": 5, "leave": 2, "decay": 0.5})
 
 
 def test_another_name_drops_the_options_of_the_former(spec_file: Path) -> None:

@@ -91,24 +91,20 @@ def balance(scene: Scene) -> Outcome:
 
 
 def pace(scene: Scene) -> Outcome:
+    middle, pace = float(np.median([length(x - scene.own) for x in scene.received] or [0])), remembered_pace(scene)
+    inside, pulls = let_in(scene), []
+    for x, is_in in zip(scene.received, inside, strict=True):
+        r = length(x - scene.own)
+        near = min(1.0, 1.25 * middle / r if r > 0 else 1.0) if is_in else 0.0
+        slow = 1.0 if r <= 8 * pace else max(0.0, 16 * pace / r - 1)
+        pulls.append(near * slow)
+    return summed(scene, [one / (1 + sum(inside)) for one in pulls])
+
+
+def let_in(scene: Scene) -> list[bool]:
     distances = [length(x - scene.own) for x in scene.received]
-    if not distances:
-        return summed(scene, [])
-    peers, pace = 1.25 * float(np.median(distances)), remembered_pace(scene)
-    pulls, kept = [], 1.0
-    for r, weight in zip(distances, scene.weights, strict=True):
-        reach = math.inf if weight == 0 else 8 * pace / ((len(distances) + 1) * weight)
-        near, slow = (pull(r, radius) / r if r > 0 else 1.0 for radius in (peers, reach))
-        kept -= weight * (1 - near)
-        pulls.append(weight * near * slow)
-    return summed(scene, [one / kept for one in pulls])
-
-
-def pull(r: float, radius: float) -> float:
-    """A tent: up to the radius and down again."""
-    if r <= radius:
-        return r
-    return max(2 * radius - r, 0.0)
+    known = [False] * len(distances) if scene.memory is None else [row[1] > 0 for row in scene.memory]
+    return [r <= (1.75 if old else 1.25) * np.median(distances) for r, old in zip(distances, known, strict=True)]
 
 
 def remembered_pace(scene: Scene) -> float:
@@ -293,7 +289,7 @@ def moves(scene: Scene) -> list[list[float]]:
 def remembered(name: str, scene: Scene) -> list[list[float]]:
     """What a rule has of each neighbour for the next round."""
     if name == "pace":
-        return [[remembered_pace(scene)]] * len(scene.received)
+        return [[remembered_pace(scene), float(inside)] for inside in let_in(scene)]
     past = [[math.nan] * 4] * len(scene.received) if scene.memory is None else scene.memory
     return [[*now, *before[:2]] for now, before in zip(moves(scene), past, strict=True)]
 

@@ -17,53 +17,55 @@ if TYPE_CHECKING:
 
     from gossipfl.robust.base import Need
 
-
 LEAST = 1e-300
-"""In place of a weight of 0, which absent neighbours have."""
+"""In place of a distance of 0 below a fraction."""
 
 
 @dataclass(frozen=True)
 class Pace(DistanceRule):
-    """PACE, the default: two radii around the own model, one from the peers, one from the own pace.
+    """PACE, the default: who may pull is decided by the peers, how far by the own pace; trust is earned, then kept.
 
-        tent(r, R) = max(0, R - |R - r|)                        how far a neighbour at distance r pulls
-        P_i  = spread median_j r_ij,     a_ij = tent(r_ij, P_i) / r_ij                       r_ij = ‖x_j - x_i‖
-        m_i  = max(‖own - the model before this round's training‖, decay m_i of the round before)
-        L_ij = reach m_i / ((k + 1) W_ij),     b_ij = tent(r_ij, L_ij) / r_ij
-        out  = own + Σ_j W_ij a_ij b_ij (x_j - own) / (1 - Σ_j W_ij (1 - a_ij))
+        med_i  = median_j r_ij,    r_ij = ‖x_j - own‖ over the k neighbours
+        S_i(t) = {j : r_ij <= enter med_i}  ∪  {j in S_i(t - 1) : r_ij <= leave med_i}
+        a_ij   = min(1, enter med_i / r_ij) for j in S_i,  0 for others
+        m_i(t) = max(‖own - the model before this round's training‖, decay m_i(t - 1))
+        b_ij   = min(1, max(0, 2 reach m_i / r_ij - 1))
+        out    = own + Σ_j a_ij b_ij (x_j - own) / (1 + |S_i|)
 
-    A neighbour's weight counts in full up to a radius; beyond it the pull falls, and from twice the radius on there is
-    none. A lie does best at the radius itself: a larger one is no larger influence.
-
-    *Peers*: where most of the k neighbours are honest, the median distance is no more than some honest one's, whatever
-    the others send. It grows and shrinks with models, data and graph, so that no threshold need be set and no horizon
+    *Peers*: where most neighbours are honest, the median distance is no more than some honest one's, whatever the
+    others send. It grows and shrinks with models, data and graph, so that no threshold need be set and no horizon
     known. Of an even number it is the mean of the middle two, so that of two neighbours neither is judged by itself
-    alone. The weight that this radius takes away is shared by all, own model included: under label skew, models are
-    only as good as they mix fast.
+    alone. Those who are let in have equal shares, and none pulls from farther than ``enter`` medians.
 
-    *Pace*: with Metropolis weights, W_ij <= 1/(k + 1), and half of the neighbours within P_i, no neighbour moves the
-    node in a round by more than
+    *Trust*: honest nodes begin alike, from one model, and drift apart as their data differ. A threshold that lets the
+    honest stay later is one that lets liars in at first; models then are drawn towards theirs, and soon they are no
+    outliers any more. So a stranger must come nearer (``enter``) than one who has been let in (``leave``).
 
-        W_ij L_ij / (1 - Σ_j W_ij (1 - a_ij)) <= 2 reach m_i / (k + 1).
+    *Pace*: beyond the reach of ``reach`` times its own movement a neighbour pulls less, from twice the reach on not at
+    all; what that takes away stays with the node. Half of the neighbours are within the median, so none moves the node
+    in a round by more than
 
-    So where the peers' majority is lost, lies are still bounded by the node's own progress, and fade out as training
-    converges. m_i is a maximum that decays, for a single round moves a node little that was just pulled to where it
-    wants to be. The weight that this radius takes away stays with the node.
+        min(enter med_i, reach m_i) / (1 + k/2).
 
-    The tent is a redescending influence function (Hampel et al., Robust Statistics, 1986, ch. 2.6), the median as a
-    scale is of the same school; clipping around the own model is ClippedGossip's (He, Karimireddy, Jaggi, arXiv
-    2202.01545), the filter by distance BALANCE's (Fang et al., CCS 2024). The constants come from the matrix of
-    docs/studies/matrix.md.
+    Where the peers' majority is lost, lies are still bounded by the node's own progress, and fade out as training
+    converges; one large lie is no larger influence. m_i is a maximum that decays, for a single round moves a node
+    little that was just pulled to where it wants to be.
+
+    The median as scale and the pull that falls again are of robust statistics (Hampel et al., Robust Statistics, 1986,
+    ch. 2); clipping around the own model is ClippedGossip's (He, Karimireddy, Jaggi, arXiv 2202.01545), equal shares of
+    those near the own model are BALANCE's (Fang et al., CCS 2024). The constants come from docs/studies/matrix.md.
     """
 
-    spread: float = 1.25
+    enter: float = 1.25
+    leave: float = 1.75
     reach: float = 8.0
     decay: float = 0.9
     name: ClassVar[str] = "pace"
 
     def __post_init__(self) -> None:
         for option, value, allowed, needs in (
-            ("spread", self.spread, self.spread >= 1, "1 or greater"),
+            ("enter", self.enter, self.enter >= 1, "1 or greater"),
+            ("leave", self.leave, self.leave >= self.enter, f"at least enter = {self.enter}"),
             ("reach", self.reach, self.reach > 0, "greater than 0"),
             ("decay", self.decay, 0 <= self.decay < 1, "from 0 to less than 1"),
         ):
@@ -77,46 +79,49 @@ class Pace(DistanceRule):
 
     @property
     def memory(self) -> int:
-        """The node's pace m_i, the same number for each neighbour: nothing is remembered of a neighbour itself."""
-        return 1
+        """The node's pace m_i, and whether the neighbour is in S_i."""
+        return 2
 
     def decide(self, geometry: Geometry) -> Decision:
-        """Let the neighbours pull as far as peers and pace allow."""
-        distances, weights, pace = geometry.distances, geometry.weights, self._pace(geometry)
-        peers = self.spread * median(distances, geometry.present)
-        limit = self.reach * pace / ((geometry.present.sum(-1, keepdim=True) + 1) * weights.clamp_min(LEAST))
-        near, slow = self.factor(distances, peers), self.factor(distances, limit)
+        """Let those in whom the peers vouch for, as far as the pace allows."""
+        distances, pace = geometry.distances, self.pace(geometry)
+        middle, reach = median(distances, geometry.present), self.reach * pace
+        threshold = torch.where(self.trusted(geometry), self.leave, self.enter) * middle
+        inside = geometry.present & (distances <= threshold)
+        near = torch.where(inside, (self.enter * middle / distances.clamp_min(LEAST)).clamp_max(1.0), 0.0)
+        slow = self.slowed(distances, reach)
         scale = near * slow
-        reason = torch.where(near > 0, torch.where(slow > 0, CLIPPED, BEYOND), OUTLYING)
+        accepted = scale > 0
+        reason = torch.where(accepted, torch.where(scale < 1, CLIPPED, NONE), torch.where(inside, BEYOND, OUTLYING))
         return Decision(
-            coefficients=weights * scale / self.kept(weights, near),
-            accepted=scale > 0,
-            threshold=2 * torch.minimum(peers, limit),
-            scale=torch.where(scale > 0, scale, 1.0),
-            reason=torch.where(scale < 1, reason, NONE),
-            memory=pace.unsqueeze(-1).expand(*distances.shape, 1),
+            coefficients=scale / (1.0 + inside.sum(-1, keepdim=True)),
+            accepted=accepted,
+            threshold=torch.minimum(threshold, 2 * reach),
+            scale=torch.where(accepted, scale, 1.0),
+            reason=reason,
+            memory=torch.stack([pace.expand_as(distances), inside.to(pace)], dim=-1),
         )
 
-    def factor(self, distances: Tensor, radius: Tensor) -> Tensor:
-        """Return tent(r, R)/r, in [0, 1], for distances r (..., k) and radii R (..., 1) or (..., k); 1 for r = 0."""
-        beyond = 2 * radius / distances.clamp_min(LEAST) - 1
-        return torch.where(distances <= radius, 1.0, beyond.clamp(0.0, 1.0))
+    def slowed(self, distances: Tensor, reach: Tensor) -> Tensor:
+        """Return b_ij, (..., k), for the reach (..., 1); 1 for a distance of 0."""
+        return torch.where(distances <= reach, 1.0, (2 * reach / distances.clamp_min(LEAST) - 1).clamp(0.0, 1.0))
 
-    def kept(self, weights: Tensor, near: Tensor) -> Tensor:
-        """Return 1 - Σ_j W_ij (1 - a_ij), (..., 1): all weights together, without what the peers take away."""
-        return 1.0 - (weights * (1.0 - near)).sum(-1, keepdim=True)
-
-    def _pace(self, geometry: Geometry) -> Tensor:
+    def pace(self, geometry: Geometry) -> Tensor:
         """Return m_i, (..., 1)."""
         hood = geometry.hood
         if hood.moved is None:
             raise ValueError('rule "pace" was not told how far training moved the model')
-        pace = hood.moved.to(geometry.distances).unsqueeze(-1)
+        now = hood.moved.to(geometry.distances).unsqueeze(-1)
         if hood.memory is None:
-            return pace
-        # Whoever is newly met brings no memory; a neighbour that is not finite still carries it.
-        before = torch.where(hood.present, hood.memory[..., 0].to(pace), 0.0).nan_to_num(nan=0.0)
-        return torch.maximum(pace, self.decay * before.amax(-1, keepdim=True))
+            return now
+        # A neighbour newly met brings no memory; one that is not finite in this round still carries it.
+        before = torch.where(hood.present, hood.memory[..., 0].to(now), 0.0).nan_to_num(nan=0.0)
+        return torch.maximum(now, self.decay * before.amax(-1, keepdim=True))
+
+    def trusted(self, geometry: Geometry) -> Tensor:
+        """Return who was in S_i the round before, (..., k)."""
+        memory = geometry.hood.memory
+        return torch.zeros_like(geometry.present) if memory is None else memory[..., 1].to(geometry.distances) > 0
 
 
 def median(values: Tensor, present: Tensor) -> Tensor:
