@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -27,63 +27,60 @@ from gossipfl.experiments.cell import Job, carry_out
 from gossipfl.experiments.results import DONE, load_results
 from gossipfl.robust import registry
 from gossipfl.robust.rules.pace import Pace
+from gossipfl.robust.span import Decision, Geometry
 
 Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class HardCut(Pace):
-    """Full weight up to twice the radius, where the tent ends, and none beyond."""
-
-    name: ClassVar[str] = "hard-cut"
-
-    def factor(self, distances: Tensor, radius: Tensor) -> Tensor:
-        """Accept or reject."""
-        return (distances <= 2 * radius).to(distances)
-
-
-@dataclass(frozen=True)
 class Clipped(Pace):
-    """Clipping to the radius, as in ClippedGossip: the pull stays at its maximum however far the neighbour is."""
+    """Beyond its reach a neighbour pulls as from the reach, however far it is, as in ClippedGossip."""
 
     name: ClassVar[str] = "clipped"
 
-    def factor(self, distances: Tensor, radius: Tensor) -> Tensor:
+    def slowed(self, distances: Tensor, reach: Tensor) -> Tensor:
         """Clip."""
-        return torch.where(distances <= radius, 1.0, radius / distances.clamp_min(sys.float_info.min))
+        return torch.where(distances <= reach, 1.0, reach / distances.clamp_min(sys.float_info.min))
 
 
 @dataclass(frozen=True)
-class Kept(Pace):
-    """The weight that the peers' radius takes away stays with the node."""
+class Unequal(Pace):
+    """Metropolis weights in place of equal shares; those of the neighbours outside are given to all."""
 
-    name: ClassVar[str] = "kept"
+    name: ClassVar[str] = "unequal"
 
-    def kept(self, weights: Tensor, near: Tensor) -> Tensor:
-        """Share nothing."""
-        return torch.ones_like(near[..., :1])
+    def decide(self, geometry: Geometry) -> Decision:
+        """Weigh what is let in otherwise."""
+        decision, weights = super().decide(geometry), geometry.weights
+        assert decision.memory is not None
+        inside = decision.memory[..., 1] > 0
+        scale = decision.coefficients * (1.0 + inside.sum(-1, keepdim=True))
+        kept = 1.0 - torch.where(inside, 0.0, weights).sum(-1, keepdim=True)
+        return replace(decision, coefficients=scale * weights / kept)
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "pace": {"name": "pace"},
     "peers only": {"name": "pace", "reach": 1e9},
-    "pace only": {"name": "pace", "spread": 1e9},
-    "no memory (decay 0)": {"name": "pace", "decay": 0.0},
-    "hard cut at the tent's end": {"name": "hard-cut"},
-    "clipping, no end": {"name": "clipped"},
-    "weight kept, not shared": {"name": "kept"},
-    "spread 1": {"name": "pace", "spread": 1.0},
-    "spread 1.5": {"name": "pace", "spread": 1.5},
-    "spread 2": {"name": "pace", "spread": 2.0},
-    "reach 4": {"name": "pace", "reach": 4.0},
-    "reach 16": {"name": "pace", "reach": 16.0},
+    "pace only": {"name": "pace", "enter": 1e9, "leave": 1e9},
+    "no trust, all strict": {"name": "pace", "leave": 1.25},
+    "no trust, all lenient": {"name": "pace", "enter": 2.0},
+    "no memory of the pace": {"name": "pace", "decay": 0.0},
+    "clipped to the reach": {"name": "clipped"},
+    "Metropolis weights": {"name": "unequal"},
+    "enter 1.1": {"name": "pace", "enter": 1.1},
+    "enter 1.5": {"name": "pace", "enter": 1.5},
+    "leave 1.5": {"name": "pace", "leave": 1.5},
+    "leave 3": {"name": "pace", "leave": 3.0},
+    "reach 3": {"name": "pace", "reach": 3.0},
+    "reach 12": {"name": "pace", "reach": 12.0},
 }
 
 
 def prepare() -> None:
     """Make a worker know the variants, and use one core."""
     torch.set_num_threads(1)
-    variants = {rule.name: rule for rule in (HardCut, Clipped, Kept)}
+    variants = {rule.name: rule for rule in (Clipped, Unequal)}
     registry.RULES = {**registry.RULES, **variants}  # type: ignore[misc] - the library knows no variants
 
 
@@ -150,11 +147,11 @@ def main() -> None:
             print(f"{variant}: done", file=sys.stderr, flush=True)
     rows = [row(reached, variant, partitions) for variant in options.variants]
     print(f"{len(reached)} cells")
-    print(f"{'variant':<28}{'mean':>8}{'worst':>8}" + "".join(f"{name:>15}" for name in partitions) + "  below alone")
+    print(f"{'variant':<24}{'mean':>8}{'worst':>8}" + "".join(f"{name:>15}" for name in partitions) + "  below alone")
     for one in rows:
         numbers = "".join(f"{one[name]:>15.4f}" for name in partitions)
         told = f"{one['below alone']}  ({one['where']})"
-        print(f"{one['variant']:<28}{one['mean']:>8.4f}{one['worst']:>8.3f}{numbers}  {told}")
+        print(f"{one['variant']:<24}{one['mean']:>8.4f}{one['worst']:>8.3f}{numbers}  {told}")
     if options.json:
         options.json.write_text(json.dumps({"cells": len(reached), "rows": rows}, indent=2) + "\n")
 

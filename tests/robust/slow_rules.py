@@ -96,7 +96,7 @@ def pace(scene: Scene) -> Outcome:
     for x, is_in in zip(scene.received, inside, strict=True):
         r = length(x - scene.own)
         near = min(1.0, 1.25 * middle / r if r > 0 else 1.0) if is_in else 0.0
-        slow = 1.0 if r <= 8 * pace else max(0.0, 16 * pace / r - 1)
+        slow = 1.0 if r <= 6 * pace else max(0.0, 12 * pace / r - 1)
         pulls.append(near * slow)
     return summed(scene, [one / (1 + sum(inside)) for one in pulls])
 
@@ -104,7 +104,7 @@ def pace(scene: Scene) -> Outcome:
 def let_in(scene: Scene) -> list[bool]:
     distances = [length(x - scene.own) for x in scene.received]
     known = [False] * len(distances) if scene.memory is None else [row[1] > 0 for row in scene.memory]
-    return [r <= (1.75 if old else 1.25) * np.median(distances) for r, old in zip(distances, known, strict=True)]
+    return [r <= (2.0 if old else 1.25) * np.median(distances) for r, old in zip(distances, known, strict=True)]
 
 
 def remembered_pace(scene: Scene) -> float:

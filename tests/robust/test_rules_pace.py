@@ -53,17 +53,17 @@ def test_strangers_are_let_in_within_a_quarter_more_than_the_median() -> None:
 
 
 def test_who_was_let_in_may_stay_farther_away_but_pulls_from_no_farther_than_before() -> None:
-    result = mix(along_axes(4, 4, 4, 6.9, 7.1, 4, 4, trusted=1.0))
-    assert scales(result) == pytest.approx([1, 1, 1, 5 / 6.9, 0, 1, 1])
+    result = mix(along_axes(4, 4, 4, 7.9, 8.1, 4, 4, trusted=1.0))
+    assert scales(result) == pytest.approx([1, 1, 1, 5 / 7.9, 0, 1, 1])
     assert [v.reason for v in result.verdicts][3:5] == ["clipped", "farther than others"]
-    assert {v.threshold for v in result.verdicts} == {7.0}
+    assert {v.threshold for v in result.verdicts} == {8.0}
     assert result.verdicts[0].weight == pytest.approx(1 / 7)
-    assert scales(mix(along_axes(4, 4, 4, 6.9, 7.1, 4, 4, trusted=0.0))) == [1, 1, 1, 0, 0, 1, 1]
+    assert scales(mix(along_axes(4, 4, 4, 7.9, 8.1, 4, 4, trusted=0.0))) == [1, 1, 1, 0, 0, 1, 1]
 
 
 def test_trust_is_lost_and_earned_again_round_by_round() -> None:
     rule, memory, seen = make_rule("pace"), None, []
-    for distance in (1.5, 1.2, 1.5, 1.8, 1.5, 1.2):
+    for distance in (1.9, 1.2, 1.9, 2.1, 1.9, 1.2):
         case = replace(along_axes(1, 1, 1, distance), memory=memory)
         result = rule(case.own, case.received, case.context)
         memory = result.memory
@@ -78,8 +78,8 @@ def test_what_those_outside_would_have_had_is_shared_by_all() -> None:
 
 
 def test_what_the_pace_takes_away_stays_with_the_node() -> None:
-    """A reach of 8 * 0.5 = 4: 6 is half way down, 8.1 is beyond."""
-    result = mix(along_axes(4, 6, 6, 6, 8.1, moved=0.5, trusted=1.0))
+    """A reach of 6 * 0.5 = 3: 4.5 is half way down, 6.1 is beyond."""
+    result = mix(along_axes(3, 4.5, 4.5, 4.5, 6.1, moved=0.5, trusted=1.0))
     slow = [1, 1 / 3, 1 / 3, 1 / 3, 0]
     assert scales(result) == pytest.approx(slow)
     assert [v.reason for v in result.verdicts] == ["", *["clipped"] * 3, "farther than the threshold"]
@@ -105,7 +105,7 @@ def test_nobody_moves_a_node_farther_than_its_reach_over_half_the_neighbourhood(
         pace = float(result.memory[0, 0])
     for verdict, vector in zip(result.verdicts, case.received, strict=True):
         pull = verdict.weight * float((vector - case.own).double().norm())
-        assert pull <= min(1.25 * middle, 8 * pace) / (1 + count / 2) * (1 + 1e-5)
+        assert pull <= min(1.25 * middle, 6 * pace) / (1 + count / 2) * (1 + 1e-5)
 
 
 @given(distance=st.floats(0.01, 100), moved=st.floats(0.01, 10))
@@ -114,7 +114,7 @@ def test_a_larger_lie_is_no_larger_influence(distance: float, moved: float) -> N
     def pull(distance: float) -> float:
         return float(mix(along_axes(1, 1, 1, 1, distance, moved=moved, trusted=1.0)).vector[-1])
 
-    best = pull(min(1.25, 8 * moved))
+    best = pull(min(1.25, 6 * moved))
     assert pull(distance) <= best * (1 + 1e-5)
     assert pull(200) == 0
 

@@ -57,8 +57,8 @@ class Pace(DistanceRule):
     """
 
     enter: float = 1.25
-    leave: float = 1.75
-    reach: float = 8.0
+    leave: float = 2.0
+    reach: float = 6.0
     decay: float = 0.9
     name: ClassVar[str] = "pace"
 
