@@ -13,9 +13,9 @@ from gossipfl.robust import network
 from gossipfl.robust.registry import make_attack, make_rule
 from gossipfl.simulator import Byzantine, Simulator
 from gossipfl.tasks.base import Evaluation, Partition, TrainOptions
-from gossipfl.tasks.fleet import make_fleet
+from gossipfl.tasks.fleet import Fleet, make_fleet
 from gossipfl.tasks.registry import load_task
-from gossipfl.topology import Topology
+from gossipfl.topology import Topology, make_topology
 from gossipfl.topology.graph import canonical_edges
 
 NODES, SIZE, RATE, HORIZON = 9, 40, 0.1, 12
@@ -219,7 +219,7 @@ def test_learns_digits_among_liars() -> None:
     graph = Topology("circulant", nodes, canonical_edges((i, (i + s) % nodes) for i in range(nodes) for s in (1, 2, 5)))
     liars = Byzantine({7, 20}, make_attack("sign-flip", {"strength": 4}), 0)
     means = {}
-    for name in ("mean", "balance"):
+    for name in ("mean", "balance", "pace"):
         fleet = make_fleet(task, shards, TrainOptions(), model_seed=0, order_seeds=range(nodes))
         rule, codec = make_rule(name), make_codec("float32")
         sim = Simulator(graph, fleet, rule, codec, byzantine=liars, local_steps=1, horizon=rounds)
@@ -229,6 +229,42 @@ def test_learns_digits_among_liars() -> None:
         means[name] = np.mean([results[node].accuracy for node in sim.honest])
     assert means["balance"] > 0.88
     assert means["mean"] < means["balance"] - 0.15
+    assert means["pace"] > 0.88
+
+
+def digits_fleet(nodes: int, partition: str) -> Fleet:
+    task = load_task("digits", {"model": "softmax"})
+    shards = task.shards(nodes, Partition(partition), 0)
+    return make_fleet(task, shards, TrainOptions(), model_seed=0, order_seeds=range(nodes))
+
+
+def test_pace_learns_where_each_node_knows_one_label_and_some_lie() -> None:
+    graph = make_topology("random-regular", 20, {"degree": 10}, seed=0)
+    liars = Byzantine({3, 8}, make_attack("gaussian"), 0)
+    means = {}
+    for name in ("balance", "pace"):
+        rule, fleet = make_rule(name), digits_fleet(20, "shards")
+        sim = Simulator(graph, fleet, rule, make_codec("float32"), byzantine=liars, local_steps=3, horizon=40)
+        for _ in range(40):
+            sim.step()
+        results = sim.evaluate()
+        means[name] = np.mean([results[node].accuracy for node in sim.honest])
+    assert means["pace"] > 0.6
+    assert means["balance"] < 0.3
+
+
+@pytest.mark.parametrize(("name", "returns"), [("pace", True), ("balance", False)])
+def test_a_site_that_begins_anew_is_taken_back_within_rounds(name: str, returns: bool) -> None:
+    """Its neighbours have gone far by then, and whatever it remembered of them is gone."""
+    graph, fleet = make_topology("random-regular", 8, {"degree": 4}, seed=0), digits_fleet(8, "iid")
+    initial = fleet.vectors[0].clone()
+    for rounds in (60, 15):
+        fleet.vectors[0] = initial
+        sim = Simulator(graph, fleet, make_rule(name), make_codec("float32"), local_steps=3)
+        for _ in range(rounds):
+            sim.step()
+    others = fleet.vectors[1:].mean(0)
+    assert bool((fleet.vectors[0] - others).norm() < 0.05 * others.norm()) == returns
 
 
 def test_mistakes_are_one_clear_line() -> None:
