@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help: ## say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-demo: $(STAMP) ## 8 processes over MQTT, 2 of them Byzantine, filtered by BALANCE
+demo: $(STAMP) ## 8 processes over MQTT, 2 of them Byzantine, filtered by PACE
 	$(BIN)/gossipfl testbed run --nodes 8 --byzantine 2 --attack sign-flip --set attack.strength=4 --rounds 80 --set train.local_steps=3 --out runs/demo --force
 
 test: $(DEV_STAMP) mosquitto ## the whole test suite

@@ -1,11 +1,11 @@
-"""What BALANCE costs over large neighbours, as a ratio to reading their bytes once in the same run.
+"""What PACE and BALANCE cost over large neighbours, as a ratio to reading their bytes once in the same run.
 
     python benchmarks/aggregation.py [--elements 10000000] [--neighbours 10] [--threads 1 2] [--json FILE]
 
 For each number of threads it times ``torch.sum`` over every neighbour (the read), then the rules: all neighbours
 accepted; three in ten lying from their first element; three in ten that stay under the threshold until their last
-element, the dearest case, since all blocks are then mixed twice. Each figure is a median. ``temporary`` is how far the
-process's peak memory rose above the inputs and the result.
+element, BALANCE's dearest case, since all blocks are then mixed twice. Each figure is a median. ``temporary`` is how
+far the process's peak memory rose above the inputs and the result.
 """
 
 from __future__ import annotations
@@ -71,25 +71,27 @@ def neighbours(own: Tensor, count: int, generator: torch.Generator) -> dict[str,
 
 
 def measure(elements: int, count: int, threads: list[int], repeats: int) -> tuple[list[Row], int]:
-    """Return the timings, and the temporary bytes of one BALANCE step over all accepted neighbours."""
+    """Return the timings, and the temporary bytes of one PACE step over all accepted neighbours."""
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(elements, generator=generator)
     cases = neighbours(own, count, generator)
-    context = MixContext([1.0 / (count + 1)] * count, [1.0] * count, round=0, horizon=100)
-    balance, mean = make_rule("balance"), make_rule("mean")
+    moved = SPREAD * float(own.norm())
+    context = MixContext([1.0 / (count + 1)] * count, [1.0] * count, round=0, horizon=100, moved=moved)
+    pace, balance, mean = make_rule("pace"), make_rule("balance"), make_rule("mean")
     out = torch.empty_like(own).zero_()
     before = peak_bytes()
     torch.set_num_threads(max(threads))
-    balance(own, cases["all accepted"], context, out)
+    pace(own, cases["all accepted"], context, out)
     temporary = peak_bytes() - before
     rows = []
     for number in threads:
         torch.set_num_threads(number)
         read_s = median_s(lambda: [torch.sum(x) for x in cases["all accepted"]], repeats)
         rows.append(Row("read", number, read_s, 1.0))
-        for case, received in cases.items():
-            took = median_s(partial(balance, own, received, context, out), repeats)
-            rows.append(Row(f"balance, {case}", number, took, took / read_s))
+        for rule in (pace, balance):
+            for case, received in cases.items():
+                took = median_s(partial(rule, own, received, context, out), repeats)
+                rows.append(Row(f"{rule.name}, {case}", number, took, took / read_s))
         took = median_s(partial(mean, own, cases["all accepted"], context, out), repeats)
         rows.append(Row("mean", number, took, took / read_s))
     return rows, temporary
@@ -97,7 +99,7 @@ def measure(elements: int, count: int, threads: list[int], repeats: int) -> tupl
 
 def main() -> None:
     """Print the table, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description="Cost of BALANCE over large neighbours.")
+    parser = argparse.ArgumentParser(description="Cost of filtering large neighbours.")
     parser.add_argument("--elements", type=int, default=10_000_000)
     parser.add_argument("--neighbours", type=int, default=10)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))

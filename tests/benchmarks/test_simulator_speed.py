@@ -33,7 +33,8 @@ def test_the_plain_loop_does_the_same_arithmetic(speed: ModuleType, monkeypatch:
     monkeypatch.setitem(speed.CASES, name, replace(speed.CASES[name], nodes=10, images=40))
     monkeypatch.setattr(speed, "STEPS", 2)
     row = speed.measure(name, None, repeats=1)
-    assert row.apart < 1e-6
+    # Convolutions round as the processor's kernels do, and ReLUs turn that into other gradients here and there.
+    assert row.apart < (1e-4 if name.startswith("cnn") else 1e-6)
     assert row.plain_steps_s > 0
     assert row.simulator_steps_s > 0
     assert 0 < row.mixing < 1

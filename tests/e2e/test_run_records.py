@@ -95,7 +95,7 @@ def check_files(records: RunData, out: Path) -> None:
     kinds = Counter(event["event"] for event in records.events())
     assert kinds["accept"] + kinds["reject"] == 5 * 2 * 4
     verdict = next(event for event in records.events() if event["event"] == "reject")
-    assert set(verdict) == {"t", "node", "event", "peer", "round", "distance", "threshold"}
+    assert set(verdict) == {"t", "node", "event", "peer", "round", "distance", "threshold", "reason"}
     assert verdict["distance"] > verdict["threshold"]
     assert records.spec["nodes"] == records.topology["nodes"] == 5
     assert len(records.topology["edges"]) == 5

@@ -10,7 +10,7 @@ from command_line import started
 pytestmark = pytest.mark.processes
 
 ROUNDS = 8
-RUN = f"--nodes 4 --topology complete --byzantine 1 --rounds {ROUNDS} --seed 1 --set train.local_steps=5"
+RUN = f"--nodes 4 --topology complete --byzantine 1 --rounds {ROUNDS} --rule balance --seed 1 --set train.local_steps=5"
 HONEST_VOTES = ROUNDS * 3 * 2
 
 
