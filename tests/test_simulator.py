@@ -254,8 +254,8 @@ def test_pace_learns_where_each_node_knows_one_label_and_some_lie() -> None:
 
 
 @pytest.mark.parametrize(("name", "returns"), [("pace", True), ("balance", False)])
-def test_a_site_that_begins_anew_is_taken_back_within_rounds(name: str, returns: bool) -> None:
-    """Its neighbours have gone far by then, and whatever it remembered of them is gone."""
+def test_a_site_that_begins_anew_within_the_others_reach_is_taken_back(name: str, returns: bool) -> None:
+    """Its neighbours are further than BALANCE allows by then, and whatever it remembered of them is gone."""
     graph, fleet = make_topology("random-regular", 8, {"degree": 4}, seed=0), digits_fleet(8, "iid")
     initial = fleet.vectors[0].clone()
     for rounds in (60, 15):
