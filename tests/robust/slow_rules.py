@@ -109,7 +109,7 @@ def let_in(scene: Scene) -> list[bool]:
 
 def remembered_pace(scene: Scene) -> float:
     past = [] if scene.memory is None else [row[0] for row in scene.memory if not math.isnan(row[0])]
-    return max([scene.moved, *(0.9 * before for before in past)])
+    return max(scene.moved, 0.9 * min(past)) if past else scene.moved
 
 
 def sketchguard(scene: Scene) -> Outcome:

@@ -138,6 +138,13 @@ def test_a_neighbour_newly_met_takes_no_memory_away() -> None:
     assert result.memory.tolist() == [[pytest.approx(0.9), 1.0]] * 3
 
 
+def test_a_neighbour_that_was_away_does_not_bring_an_old_pace_back() -> None:
+    memory = torch.tensor([[0.2, 1.0], [50.0, 1.0], [0.2, 1.0]]).double()
+    result = mix(replace(along_axes(1, 1, 1, moved=0.1), memory=memory))
+    assert result.memory is not None
+    assert result.memory[:, 0].tolist() == pytest.approx([0.18] * 3)
+
+
 def test_who_has_never_moved_trusts_nobody() -> None:
     result = mix(along_axes(1, 1, 1, moved=0.0))
     assert torch.equal(result.vector, torch.zeros(3))

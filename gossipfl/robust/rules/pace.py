@@ -114,9 +114,11 @@ class Pace(DistanceRule):
         now = hood.moved.to(geometry.distances).unsqueeze(-1)
         if hood.memory is None:
             return now
-        # A neighbour newly met brings no memory; one that is not finite in this round still carries it.
-        before = torch.where(hood.present, hood.memory[..., 0].to(now), 0.0).nan_to_num(nan=0.0)
-        return torch.maximum(now, self.decay * before.amax(-1, keepdim=True))
+        # A neighbour newly met brings no memory, one that was away the pace of long ago, when steps were larger: by the
+        # least that is remembered, nobody lengthens the reach by being away. One that is not finite still carries it.
+        known = hood.present & torch.isfinite(hood.memory[..., 0])
+        before = torch.where(known, hood.memory[..., 0].to(now), torch.inf).amin(-1, keepdim=True)
+        return torch.maximum(now, torch.where(torch.isfinite(before), self.decay * before, 0.0))
 
     def trusted(self, geometry: Geometry) -> Tensor:
         """Return who was in S_i the round before, (..., k)."""
