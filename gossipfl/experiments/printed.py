@@ -14,6 +14,9 @@ from gossipfl.experiments.results import setting_title
 
 NOTHING = "–"
 
+MOST_ACROSS = 8
+"""Columns of a regret table that a terminal has room for; the page shows any number."""
+
 
 def number(value: float, metric: str) -> str:
     """Return a metric's value: accuracies and shares with three decimals, others with four digits; a dash for NaN."""
@@ -48,12 +51,19 @@ def pivot_table(pivot: Pivot) -> Table:
 
 
 def regret_table(found: RegretTable) -> Table:
-    """Return the regret of each choice as a table; the columns after the number of settings hold the worst there."""
+    """Return the regret of each choice as a table; the columns after the number of settings hold the worst there.
+
+    They are left to the page where there are more than ``MOST_ACROSS``.
+    """
     title = f"Regret of {found.axis} in {found.metric}, over {found.settings} settings"
-    across = [f"{found.across} {label}" for label in found.across_labels]
+    labels = found.across_labels if len(found.across_labels) <= MOST_ACROSS else ()
+    across = [f"{found.across} {label}" for label in labels]
     table = _table([found.axis, "worst", "mean", "settings", *across], title)
+    if len(labels) < len(found.across_labels):
+        table.caption = f"the worst of each {found.across}: see the page"
+        table.caption_justify = "left"
     for choice, cost in found.total.items():
-        by = [found.by[choice].get(label) for label in found.across_labels]
+        by = [found.by[choice].get(label) for label in labels]
         worst = [NOTHING if one is None else number(one.worst, found.metric) for one in by]
         total = number(cost.worst, found.metric), number(cost.mean, found.metric), str(cost.settings)
         table.add_row(choice, *total, *worst)

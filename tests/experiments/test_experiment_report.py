@@ -17,12 +17,13 @@ from small_grids import experiment_of, made_up_of
 
 from gossipfl.errors import ConfigError, DataError
 from gossipfl.experiments import page as page_module
+from gossipfl.experiments import printed
 from gossipfl.experiments.executors import Outcome
 from gossipfl.experiments.folder import write_index
 from gossipfl.experiments.grid import ANY, Cell
 from gossipfl.experiments.ledger import Ledger, record_of
 from gossipfl.experiments.pivot import View, choose_view, pivots
-from gossipfl.experiments.printed import number
+from gossipfl.experiments.printed import number, regret_table
 from gossipfl.experiments.progress import duration
 from gossipfl.experiments.regret import regret
 from gossipfl.experiments.results import Results, load_results
@@ -237,6 +238,17 @@ def test_an_unfinished_experiment_says_what_is_missing(make: Make, capsys: pytes
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_regret_table_with_more_columns_than_a_terminal_has_leaves_them_to_the_page(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = regret(make())
+    assert [column.header for column in regret_table(found).columns][-2:] == ["attack none", "attack gaussian"]
+    monkeypatch.setattr(printed, "MOST_ACROSS", 1)
+    table = regret_table(found)
+    assert [column.header for column in table.columns] == ["rule", "worst", "mean", "settings"]
+    assert table.caption == "the worst of each attack: see the page"
+
+
 def test_regret_is_printed_and_told_in_json(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(make().path)
     code, printed, _ = call(capsys, "experiment", "report", path, "--regret")
