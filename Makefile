@@ -15,7 +15,7 @@ demo: $(STAMP) ## 8 processes over MQTT, 2 of them Byzantine, filtered by PACE
 	$(BIN)/gossipfl testbed run --nodes 8 --byzantine 2 --attack sign-flip --set attack.strength=4 --rounds 80 --set train.local_steps=3 --out runs/demo --force
 
 test: $(DEV_STAMP) mosquitto ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

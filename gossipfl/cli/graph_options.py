@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _complete(incomplete: str) -> list[str]:
     from gossipfl.topology import SEQUENCES, TOPOLOGIES
-    from gossipfl.topology.files import library
+    from gossipfl.topology.files.library import library
 
     return [name for name in (*TOPOLOGIES, *library(), *SEQUENCES) if name.startswith(incomplete.lower())]
 

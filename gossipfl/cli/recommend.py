@@ -12,9 +12,9 @@ from gossipfl.cli.graph_options import AsJson, Force, Name, Nodes, Picture, Sets
 from gossipfl.cli.measures import counted, print_tables, proposal_measures, table
 
 if TYPE_CHECKING:
-    from gossipfl.topology.draft import Limits
     from gossipfl.topology.graph import Edge, Topology
-    from gossipfl.topology.recommend import Proposal
+    from gossipfl.topology.recommend.draft import Limits
+    from gossipfl.topology.recommend.rewiring import Proposal
 
 EXAMPLES = (
     "Examples:\n\ngossipfl topology recommend geant2012 --add 3 --picture mended.png\n\n"
@@ -64,11 +64,11 @@ def recommend(
     picture: Picture = None,
 ) -> None:
     """Propose new links, exchanges of links, and the fastest mixing weights, and tell what they are worth."""
-    from gossipfl.topology.comparison import comparison
-    from gossipfl.topology.costs import read_costs
-    from gossipfl.topology.draft import Limits
-    from gossipfl.topology.recommend import Wish
-    from gossipfl.topology.recommend import recommend as recommended
+    from gossipfl.topology.files.costs import read_costs
+    from gossipfl.topology.recommend.comparison import comparison
+    from gossipfl.topology.recommend.draft import Limits
+    from gossipfl.topology.recommend.rewiring import Wish
+    from gossipfl.topology.recommend.rewiring import recommend as recommended
 
     topology = resolve(name, nodes, sets, seed)
     if out is not None:
@@ -96,7 +96,7 @@ def recommend(
 
 def _write(proposal: Proposal, report: dict[str, Any], out: Path | None, picture: Path | None) -> None:
     if out is not None:
-        from gossipfl.topology.files import write_topology
+        from gossipfl.topology.files.library import write_topology
 
         write_topology(proposal.after, out)
     if picture is not None:
@@ -129,7 +129,7 @@ def _told(topology: Topology, edges: tuple[Edge, ...]) -> list[str]:
 
 
 def _cost(proposal: Proposal, limits: Limits) -> str:
-    from gossipfl.topology.lengths import ruler
+    from gossipfl.topology.recommend.lengths import ruler
 
     if limits.costs is not None:
         return f"{proposal.cost:.4g}"

@@ -28,7 +28,7 @@ from gossipfl.errors import TopologyError
 
 if TYPE_CHECKING:
     from gossipfl.topology.graph import Topology
-    from gossipfl.topology.schedule import MixingSequence
+    from gossipfl.topology.sequences.schedule import MixingSequence
 
 SHOWN_NODES = 60  # rows of the neighbour table; a terminal holds no more at a glance
 
@@ -46,7 +46,7 @@ Byzantine = Annotated[int, typer.Option("--byzantine", metavar="F", help="Tell w
 def list_topologies(as_json: AsJson = False) -> None:
     """List families with their options, sequences, and the library of real networks."""
     from gossipfl.topology import SEQUENCES, TOPOLOGIES
-    from gossipfl.topology.files import library, read_topology
+    from gossipfl.topology.files.library import library, read_topology
 
     graphs = {name: read_topology(path) for name, path in library().items()}
     if as_json:
@@ -127,7 +127,7 @@ def analyse(
     if is_sequence(name):
         _analyse_sequence(make_sequence(name, nodes, options(sets or ()), seed), byzantine, picture, as_json)
         return
-    from gossipfl.topology.analysis import analyse as analysed
+    from gossipfl.topology.analysis.graphs import analyse as analysed
 
     topology = resolve(name, nodes, sets, seed)
     _check_picture(picture)
@@ -158,8 +158,8 @@ def draw(
     seed: Seed = 0,
 ) -> None:
     """Draw a topology: degrees, bridges, articulation points, and where Byzantine nodes would outvote most others."""
-    from gossipfl.topology.analysis import worst_case
-    from gossipfl.topology.placement import check_count
+    from gossipfl.topology.analysis.graphs import worst_case
+    from gossipfl.topology.analysis.placement import check_count
 
     topology = resolve(name, nodes, sets, seed)
     _check_picture(out)
@@ -184,7 +184,7 @@ def generate(
     force: Force = False,
 ) -> None:
     """Make a topology and write it to a file (or convert a graph file)."""
-    from gossipfl.topology.files import write_topology
+    from gossipfl.topology.files.library import write_topology
 
     topology = resolve(name, nodes, sets, seed)
     refuse_to_replace(out, force)
@@ -193,7 +193,7 @@ def generate(
 
 
 def _analyse_sequence(sequence: MixingSequence, byzantine: int, picture: Path | None, as_json: bool) -> None:
-    from gossipfl.topology.sequence_analysis import analyse_sequence
+    from gossipfl.topology.analysis.sequences import analyse_sequence
 
     if byzantine or picture is not None:
         option = "--byzantine" if byzantine else "--picture"

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gossipfl.errors import ConfigError
 from gossipfl.report.figures import BYZANTINE, FAINT, INK, style
-from gossipfl.topology.analysis import articulation_points, bridges
+from gossipfl.topology.analysis.graphs import articulation_points, bridges
 from gossipfl.topology.draw import layout
 from gossipfl.topology.graph import Edge, Topology
 

@@ -43,7 +43,7 @@ def choose_byzantine(spec: RunSpec, topology: Topology) -> frozenset[int]:
         return frozenset(placement)
     if placement == "random" or not spec.byzantine:
         return frozenset(random.Random(seed).sample(range(spec.nodes), spec.byzantine))
-    from gossipfl.topology.placement import PLACEMENTS
+    from gossipfl.topology.analysis.placement import PLACEMENTS
 
     if placement not in PLACEMENTS:
         raise ConfigError(f'placement "{placement}" is unknown{choose(placement, PLACEMENTS)}; or list the nodes')

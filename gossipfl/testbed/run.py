@@ -166,7 +166,7 @@ def _finish(
     ends: Mapping[int, Mapping[str, Any]],
     peak_rss_bytes: int,
 ) -> dict[str, Any]:
-    from gossipfl.topology.spectra import spectral_gap
+    from gossipfl.topology.analysis.spectra import spectral_gap
 
     spec = plan.spec
     honest = [node for node in range(spec.nodes) if node not in plan.byzantine]

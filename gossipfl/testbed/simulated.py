@@ -259,7 +259,7 @@ def _spectral_gap(plan: Plan) -> float | None:
     """Return the gap of the graph's Metropolis weights; a graph that changes has none."""
     if plan.sequence is not None:
         return None
-    from gossipfl.topology.spectra import spectral_gap
+    from gossipfl.topology.analysis.spectra import spectral_gap
 
     return spectral_gap(plan.topology)
 

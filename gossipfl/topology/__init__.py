@@ -1,10 +1,10 @@
 """Graphs to gossip on: families, sequences, files, mixing weights, analysis, drawing."""
 
-from gossipfl.topology.families import TOPOLOGIES, make_topology
+from gossipfl.topology.families.registry import TOPOLOGIES, make_topology
+from gossipfl.topology.families.spatial import from_sites
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.schedule import MixingSequence, RoundLinks
-from gossipfl.topology.sequences import SEQUENCES, is_sequence, make_sequence
-from gossipfl.topology.spatial import from_sites
+from gossipfl.topology.sequences.registry import SEQUENCES, is_sequence, make_sequence
+from gossipfl.topology.sequences.schedule import MixingSequence, RoundLinks
 
 __all__ = [
     "SEQUENCES",

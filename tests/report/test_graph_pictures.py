@@ -14,7 +14,7 @@ from gossipfl.errors import ConfigError
 from gossipfl.report.figures import BYZANTINE
 from gossipfl.report.graph import BRIDGE, LINK, NEW, Marks, change_figure, graph_figure, save_picture
 from gossipfl.topology import Topology, make_topology
-from gossipfl.topology.analysis import bridges
+from gossipfl.topology.analysis.graphs import bridges
 
 
 def links(figure: Figure, panel: int = 0) -> dict[str, int]:

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology import Topology, make_topology, optimal_weights
-from gossipfl.topology.optimal_weights import (
+from gossipfl.topology import Topology, make_topology
+from gossipfl.topology.analysis.spectra import mixing_gap, spectral_gap
+from gossipfl.topology.recommend import optimal_weights
+from gossipfl.topology.recommend.optimal_weights import (
     LINK_WEIGHTS,
     WEIGHTS,
     best_constant_links,
     fastest,
     fastest_links,
 )
-from gossipfl.topology.spectra import mixing_gap, spectral_gap
 from gossipfl.topology.weights import metropolis, mixing_csr
 
 connected = st.tuples(

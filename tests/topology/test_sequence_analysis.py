@@ -8,7 +8,7 @@ import pytest
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology import make_sequence
-from gossipfl.topology.sequence_analysis import analyse_sequence
+from gossipfl.topology.analysis.sequences import analyse_sequence
 
 
 @pytest.mark.parametrize(("k", "period"), [(1, 7), (2, 5), (3, 4), (4, 2)])
@@ -37,6 +37,6 @@ def test_sequence_analysis_is_plain_json_and_knows_its_limit(monkeypatch: pytest
     assert json.loads(json.dumps(report)) == report
     assert report["doubly_stochastic"] is False
     assert report["pairs"] == 66
-    monkeypatch.setattr("gossipfl.topology.sequence_analysis.MAX_NODES", 10)
+    monkeypatch.setattr("gossipfl.topology.analysis.sequences.MAX_NODES", 10)
     with pytest.raises(TopologyError, match="is analysed for at most 10; give fewer"):
         analyse_sequence(make_sequence("epidemic", 12))

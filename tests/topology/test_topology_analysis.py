@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology import Topology, analysis, make_topology, spectra
-from gossipfl.topology.analysis import analyse, articulation_points, bridges, diameter, tolerance, worst_case
+from gossipfl.topology import Topology, make_topology
+from gossipfl.topology.analysis import graphs as analysis
+from gossipfl.topology.analysis import spectra
+from gossipfl.topology.analysis.graphs import analyse, articulation_points, bridges, diameter, tolerance, worst_case
+from gossipfl.topology.analysis.spectra import algebraic_connectivity, spectral_gap
 from gossipfl.topology.draw import layout
 from gossipfl.topology.graph import canonical_edges
-from gossipfl.topology.spectra import algebraic_connectivity, spectral_gap
 
 
 def circulant(nodes: int, hops: tuple[int, ...]) -> Topology:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gossipfl.cli.topology import app
 from gossipfl.errors import ConfigError, TopologyError
 from gossipfl.topology import TOPOLOGIES, make_topology
-from gossipfl.topology.files import library, read_topology
+from gossipfl.topology.files.library import library, read_topology
 
 
 def run(*arguments: str) -> Result:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TopologyError
-from gossipfl.topology import TOPOLOGIES, make_topology, random_graphs
+from gossipfl.topology import TOPOLOGIES, make_topology
+from gossipfl.topology.analysis.spectra import algebraic_connectivity
+from gossipfl.topology.families import random_graphs
 from gossipfl.topology.graph import canonical_edges
 from gossipfl.topology.limits import MAX_NODES
-from gossipfl.topology.spectra import algebraic_connectivity
 
 
 def composite(nodes: int) -> bool:

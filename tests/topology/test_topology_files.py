@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology import Topology, files, make_topology
-from gossipfl.topology.files import READERS, WRITERS, library, read_sites, read_topology, write_topology
-from gossipfl.topology.graphml import parse_graphml
-from gossipfl.topology.spectra import spectral_gap
-from gossipfl.topology.tables import parse_edge_list, parse_json
+from gossipfl.topology import Topology, make_topology
+from gossipfl.topology.analysis.spectra import spectral_gap
+from gossipfl.topology.files import library as files
+from gossipfl.topology.files.graphml import parse_graphml
+from gossipfl.topology.files.library import READERS, WRITERS, library, read_sites, read_topology, write_topology
+from gossipfl.topology.files.tables import parse_edge_list, parse_json
 
 ZOO = """<?xml version="1.0" encoding="utf-8"?>
 <graphml xmlns="http://graphml.graphdrawing.org/xmlns" xmlns:y="http://www.yworks.com/xml/graphml">
@@ -398,10 +399,11 @@ def test_library_names_ignore_case_and_files_win_by_ending(tmp_path: Path, monke
     assert make_topology("abilene.edges").nodes == 3
 
 
-def test_a_wheel_finds_the_library_beside_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "site-packages" / "gossipfl" / "topology" / "files.py"
-    (module.parent / "library").mkdir(parents=True)
-    (module.parent / "library" / "mine.json").write_text('{"nodes": 2, "edges": [[0, 1]]}')
+def test_a_wheel_finds_the_library_beside_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "gossipfl" / "topology"
+    module = package / "files" / "library.py"
+    (package / "library").mkdir(parents=True)
+    (package / "library" / "mine.json").write_text('{"nodes": 2, "edges": [[0, 1]]}')
     monkeypatch.setattr(files, "__file__", str(module))
     assert make_topology("mine").nodes == 2
     assert list(library()) == ["mine"]

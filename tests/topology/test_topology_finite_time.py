@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipfl.topology import make_sequence
-from gossipfl.topology.finite_time import BaseGraph, HyperHypercube, SimpleBase, averaging
-from gossipfl.topology.schedule import MixingSequence
+from gossipfl.topology.sequences.finite_time import BaseGraph, HyperHypercube, SimpleBase, averaging
+from gossipfl.topology.sequences.schedule import MixingSequence
 
 pairs_of_nodes_and_k = st.integers(2, 90).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, min(n - 1, 9))))
 

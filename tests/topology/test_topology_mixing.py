@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipfl.topology import Topology, make_topology
-from gossipfl.topology.mixing import mixing_time, rounds, rounds_of_every_node
-from gossipfl.topology.spectra import effective_resistance, spectral_gap
+from gossipfl.topology.analysis.mixing import mixing_time, rounds, rounds_of_every_node
+from gossipfl.topology.analysis.spectra import effective_resistance, spectral_gap
 from gossipfl.topology.weights import mixing_csr
 
 names = st.sampled_from(["ring", "line", "star", "complete", "erdos-renyi", "tree", "barabasi-albert"])

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology import Topology, make_topology
-from gossipfl.topology.enclosure import enclosures
-from gossipfl.topology.harm import Harm, Majority, Placement, Split
-from gossipfl.topology.placement import PLACEMENTS, at_random, worst_placement
-from gossipfl.topology.splits import largest_left, parts_of
+from gossipfl.topology.analysis.enclosure import enclosures
+from gossipfl.topology.analysis.harm import Harm, Majority, Placement, Split
+from gossipfl.topology.analysis.placement import PLACEMENTS, at_random, worst_placement
+from gossipfl.topology.analysis.splits import largest_left, parts_of
 
 families = st.tuples(st.sampled_from(["erdos-renyi", "barabasi-albert", "tree", "ring", "star"]), st.integers(5, 9))
 

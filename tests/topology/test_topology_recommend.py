@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
 from gossipfl.topology import Topology, make_topology
-from gossipfl.topology.comparison import comparison
-from gossipfl.topology.costs import read_costs
-from gossipfl.topology.draft import Draft, Limits
-from gossipfl.topology.lengths import ruler
-from gossipfl.topology.recommend import Wish, recommend
-from gossipfl.topology.spectra import spectral_gap
+from gossipfl.topology.analysis.spectra import spectral_gap
+from gossipfl.topology.files.costs import read_costs
+from gossipfl.topology.recommend.comparison import comparison
+from gossipfl.topology.recommend.draft import Draft, Limits
+from gossipfl.topology.recommend.lengths import ruler
+from gossipfl.topology.recommend.rewiring import Wish, recommend
 
 families = st.tuples(
     st.sampled_from(["erdos-renyi", "barabasi-albert", "tree", "ring", "star", "geometric"]), st.integers(6, 16)

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossipfl.topology import Topology, make_topology, robustness
+from gossipfl.topology import Topology, make_topology
+from gossipfl.topology.analysis import robustness
+from gossipfl.topology.analysis.robustness import bounds, by_integer_program, by_subsets
+from gossipfl.topology.analysis.robustness import robustness as robustness_of
 from gossipfl.topology.graph import canonical_edges
-from gossipfl.topology.robustness import bounds, by_integer_program, by_subsets
-from gossipfl.topology.robustness import robustness as robustness_of
 
 connected = st.tuples(st.sampled_from(["erdos-renyi", "barabasi-albert", "complete", "ring"]), st.integers(4, 7))
 

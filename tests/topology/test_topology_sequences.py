@@ -24,11 +24,11 @@ from gossipfl.topology import (
     make_sequence,
     make_topology,
 )
-from gossipfl.topology.epidemic import EpidemicLocal, EpidemicOracle
-from gossipfl.topology.equi import EquiDyn, EquiStatic
 from gossipfl.topology.graph import canonical_edges
 from gossipfl.topology.limits import MAX_NODES
-from gossipfl.topology.schedule import Arrows
+from gossipfl.topology.sequences.epidemic import EpidemicLocal, EpidemicOracle
+from gossipfl.topology.sequences.equi import EquiDyn, EquiStatic
+from gossipfl.topology.sequences.schedule import Arrows
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("one-peer-exponential", {}),

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology import Topology, from_sites, make_topology, spatial
+from gossipfl.topology import Topology, from_sites, make_topology
+from gossipfl.topology.families import spatial
 from gossipfl.topology.graph import Position
 
 CITIES = {"Paris": (2.35, 48.86), "London": (-0.13, 51.51), "Berlin": (13.40, 52.52), "Rome": (12.50, 41.90)}

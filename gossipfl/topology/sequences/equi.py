@@ -17,10 +17,10 @@ import numpy as np
 
 from gossipfl.digest import derive_seed
 from gossipfl.topology.graph import Topology, canonical_edges
-from gossipfl.topology.schedule import Arrows, MixingSequence, RoundLinks
+from gossipfl.topology.sequences.schedule import Arrows, MixingSequence, RoundLinks
 
 if TYPE_CHECKING:
-    from gossipfl.topology.schedule import Integers
+    from gossipfl.topology.sequences.schedule import Integers
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossipfl.errors import TopologyError
+from gossipfl.topology.families.spatial import EARTH_KM, METRICS
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.spatial import EARTH_KM, METRICS
 
 CHOICES = ("auto", *METRICS)
 

@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology.fastest_mixing import fastest_mixing
+from gossipfl.topology.analysis.spectra import laplacian_csr
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.spectra import laplacian_csr
+from gossipfl.topology.recommend.fastest_mixing import fastest_mixing
 from gossipfl.topology.weights import Weights, by_node, metropolis, metropolis_links
 
 MAX_NODES = 1500  # for the best constant weight: all eigenvalues, about a second

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TopologyError
-from gossipfl.topology import fixed_graphs, random_graphs, spatial
-from gossipfl.topology.files import find_file, library, read_topology
+from gossipfl.topology.families import fixed_graphs, random_graphs, spatial
+from gossipfl.topology.files.library import find_file, library, read_topology
 from gossipfl.topology.graph import Edge, Topology, canonical_edges
 from gossipfl.topology.limits import checked_nodes
 from gossipfl.topology.options import Option, Options, chosen, near, refuse_unknown, told
@@ -165,7 +165,7 @@ def make_topology(
 
 def _unknown(name: str) -> str:
     # Sequences are made of graphs, so that module imports this one.
-    from gossipfl.topology.sequences import SEQUENCES
+    from gossipfl.topology.sequences.registry import SEQUENCES
 
     known = [*TOPOLOGIES, *library()]
     choice = f"choose one of: {', '.join(known)}; or name a graph file"

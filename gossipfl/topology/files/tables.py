@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gossipfl.errors import TopologyError
+from gossipfl.topology.files.raw import RawGraph, check_size
 from gossipfl.topology.graph import Position, Topology
-from gossipfl.topology.raw import RawGraph, check_size
 
 _HEADERS = {("source", "target"), ("from", "to"), ("node1", "node2"), ("a", "b"), ("i", "j"), ("u", "v")}
 _KEYS = ("name", "source", "nodes", "edges", "positions", "repairs")

@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
 
 from gossipfl.errors import TopologyError
+from gossipfl.topology.files.raw import RawGraph, check_size
 from gossipfl.topology.graph import Position, Topology
-from gossipfl.topology.raw import RawGraph, check_size
 
 _DECLARATION = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
 _DEPTH = 64  # elements within elements; the Topology Zoo needs 7

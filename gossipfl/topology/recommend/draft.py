@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology.costs import Costs
+from gossipfl.topology.files.costs import Costs
 from gossipfl.topology.graph import Edge, Topology
-from gossipfl.topology.lengths import ruler
+from gossipfl.topology.recommend.lengths import ruler
 
 MAX_NODES = 2000  # matrices of all pairs are kept
 

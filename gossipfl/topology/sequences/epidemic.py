@@ -14,10 +14,10 @@ import numpy as np
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TopologyError
 from gossipfl.topology.limits import check_edges
-from gossipfl.topology.schedule import Arrows, MixingSequence, RoundLinks
+from gossipfl.topology.sequences.schedule import Arrows, MixingSequence, RoundLinks
 
 if TYPE_CHECKING:
-    from gossipfl.topology.schedule import Integers
+    from gossipfl.topology.sequences.schedule import Integers
 
 
 def fanout(nodes: int, s: int | None, variant: str) -> int:

@@ -10,11 +10,11 @@ from types import MappingProxyType
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TopologyError
-from gossipfl.topology.families import make_topology
+from gossipfl.topology.families.random_graphs import hops_drawn, hops_wanted
+from gossipfl.topology.families.registry import make_topology
 from gossipfl.topology.limits import checked_nodes
 from gossipfl.topology.options import Option, Options, chosen, near
-from gossipfl.topology.random_graphs import hops_drawn, hops_wanted
-from gossipfl.topology.schedule import MixingSequence, RoundLinks
+from gossipfl.topology.sequences.schedule import MixingSequence, RoundLinks
 
 __all__ = ["SEQUENCES", "MixingSequence", "RoundLinks", "SequenceFamily", "is_sequence", "make_sequence"]
 
@@ -40,25 +40,25 @@ def _root(seed: int) -> int:
 
 
 def _one_peer_exponential(nodes: int, _options: Options, _seed: int) -> MixingSequence:
-    from gossipfl.topology.pairwise import OnePeerExponential
+    from gossipfl.topology.sequences.pairwise import OnePeerExponential
 
     return OnePeerExponential(nodes)
 
 
 def _base_k(nodes: int, options: Options, _seed: int) -> MixingSequence:
-    from gossipfl.topology.finite_time import BaseGraph
+    from gossipfl.topology.sequences.finite_time import BaseGraph
 
     return BaseGraph(nodes, options["k"])
 
 
 def _equistatic(nodes: int, options: Options, seed: int) -> MixingSequence:
-    from gossipfl.topology.equi import EquiStatic
+    from gossipfl.topology.sequences.equi import EquiStatic
 
     return EquiStatic(nodes, _connecting_hops(nodes, hops_wanted("equistatic", nodes, options["m"]), seed))
 
 
 def _equidyn(nodes: int, options: Options, seed: int) -> MixingSequence:
-    from gossipfl.topology.equi import EquiDyn
+    from gossipfl.topology.sequences.equi import EquiDyn
 
     m, eta = options["m"], options["eta"]
     if not 0 < eta <= 1:
@@ -77,7 +77,7 @@ def _connecting_hops(nodes: int, m: int, seed: int) -> tuple[int, ...]:
 
 
 def _epidemic(nodes: int, options: Options, seed: int) -> MixingSequence:
-    from gossipfl.topology.epidemic import EpidemicLocal, EpidemicOracle, fanout
+    from gossipfl.topology.sequences.epidemic import EpidemicLocal, EpidemicOracle, fanout
 
     variant = options["variant"]
     s = fanout(nodes, options["s"], variant)
@@ -85,7 +85,7 @@ def _epidemic(nodes: int, options: Options, seed: int) -> MixingSequence:
 
 
 def _matching(nodes: int, options: Options, seed: int) -> MixingSequence:
-    from gossipfl.topology.pairwise import Matching
+    from gossipfl.topology.sequences.pairwise import Matching
 
     graph = options["graph"]
     return Matching(nodes, _root(seed), None if graph is None else make_topology(graph, nodes, None, seed))

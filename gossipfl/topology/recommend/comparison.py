@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology.analysis import articulation_points, bridges, degree_statistics
+from gossipfl.topology.analysis.graphs import articulation_points, bridges, degree_statistics
+from gossipfl.topology.analysis.mixing import rounds
+from gossipfl.topology.analysis.robustness import robustness
+from gossipfl.topology.analysis.spectra import algebraic_connectivity, mixing_gap
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.mixing import rounds
-from gossipfl.topology.optimal_weights import LINK_WEIGHTS
-from gossipfl.topology.recommend import Proposal
-from gossipfl.topology.robustness import robustness
-from gossipfl.topology.spectra import algebraic_connectivity, mixing_gap
+from gossipfl.topology.recommend.optimal_weights import LINK_WEIGHTS
+from gossipfl.topology.recommend.rewiring import Proposal
 from gossipfl.topology.weights import mixing_csr
 
 SHARE = 0.01  # of the disagreement that mixing times are told for

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology.analysis import SHARES
-from gossipfl.topology.schedule import MixingSequence
+from gossipfl.topology.analysis.graphs import SHARES
+from gossipfl.topology.sequences.schedule import MixingSequence
 
 MAX_NODES = 400  # the norms of dense products are worked out
 MAX_ROUNDS = 200

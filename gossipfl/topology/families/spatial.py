@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology.files import find_file, read_sites
+from gossipfl.topology.files.library import find_file, read_sites
 from gossipfl.topology.graph import Edge, Position, Topology, canonical_edges
 from gossipfl.topology.limits import check_edges
 from gossipfl.topology.options import Options

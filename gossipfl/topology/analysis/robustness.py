@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gossipfl.topology.analysis.spectra import DENSE_NODES, algebraic_connectivity, fiedler, laplacian_csr
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.spectra import DENSE_NODES, algebraic_connectivity, fiedler, laplacian_csr
 
 SUBSET_NODES = 20  # all subsets are tried: 2^20, about a second
 PROGRAM_NODES = 64  # an integer program is solved

@@ -9,9 +9,9 @@ from random import Random
 from types import MappingProxyType
 
 from gossipfl.errors import TopologyError
+from gossipfl.topology.analysis.harm import Harm, Harmed, Majority, Placement, Split
+from gossipfl.topology.analysis.splits import largest_left, parts_of
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.harm import Harm, Harmed, Majority, Placement, Split
-from gossipfl.topology.splits import largest_left, parts_of
 
 PIVOT_NODES = 400  # up to here betweenness is exact; beyond, estimated from so many sources
 DRAWS = 200  # of a placement that leaves the honest nodes connected and in the majority

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
+from gossipfl.topology.analysis.harm import Majority, Split
+from gossipfl.topology.analysis.mixing import mixing_time
+from gossipfl.topology.analysis.placement import check_count, worst_placement
+from gossipfl.topology.analysis.robustness import robustness
+from gossipfl.topology.analysis.spectra import adjacency_csr, algebraic_connectivity, effective_resistance, spectral_gap
+from gossipfl.topology.analysis.traffic import traffic
 from gossipfl.topology.graph import Edge, Topology
-from gossipfl.topology.harm import Majority, Split
-from gossipfl.topology.mixing import mixing_time
-from gossipfl.topology.placement import check_count, worst_placement
-from gossipfl.topology.robustness import robustness
-from gossipfl.topology.spectra import adjacency_csr, algebraic_connectivity, effective_resistance, spectral_gap
-from gossipfl.topology.traffic import traffic
 
 FLOW_NODES = 200  # up to here vertex connectivity, a maximum flow for each of many pairs, takes about a second
 SHARES = (1.0 / math.e, 0.01)  # of the disagreement that mixing times are told for

@@ -8,10 +8,10 @@ from itertools import combinations, islice
 from random import Random
 from typing import Any, Protocol
 
-from gossipfl.topology.enclosure import enclosures
+from gossipfl.topology.analysis.enclosure import enclosures
+from gossipfl.topology.analysis.spectra import adjacency_csr, fiedler, laplacian_csr
+from gossipfl.topology.analysis.splits import largest_left, parts_of
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.spectra import adjacency_csr, fiedler, laplacian_csr
-from gossipfl.topology.splits import largest_left, parts_of
 
 Placement = tuple[int, ...]
 Harmed = tuple[float, float]

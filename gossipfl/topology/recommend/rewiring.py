@@ -9,9 +9,9 @@ from random import Random
 from typing import Any
 
 from gossipfl.errors import TopologyError
-from gossipfl.topology.draft import Draft, Limits
+from gossipfl.topology.analysis.spectra import DENSE_NODES, VECTOR_NODES, fiedler, laplacian_csr, mixing_gap
 from gossipfl.topology.graph import Edge, Topology
-from gossipfl.topology.spectra import DENSE_NODES, VECTOR_NODES, fiedler, laplacian_csr, mixing_gap
+from gossipfl.topology.recommend.draft import Draft, Limits
 from gossipfl.topology.weights import metropolis_links, mixing_csr
 
 TRIED = 8  # of the most promising links or exchanges, how many are measured before one is taken

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gossipfl.errors import TopologyError
+from gossipfl.topology.files.graphml import format_graphml, parse_graphml
+from gossipfl.topology.files.raw import RawGraph, repaired, sites
+from gossipfl.topology.files.tables import format_edge_list, format_json, parse_edge_list, parse_json
 from gossipfl.topology.graph import Topology
-from gossipfl.topology.graphml import format_graphml, parse_graphml
 from gossipfl.topology.limits import MAX_FILE_BYTES
-from gossipfl.topology.raw import RawGraph, repaired, sites
-from gossipfl.topology.tables import format_edge_list, format_json, parse_edge_list, parse_json
 
 Parse = Callable[[str, str], RawGraph]
 Format = Callable[[Topology], str]
@@ -40,10 +40,10 @@ WRITERS: Mapping[str, Format] = MappingProxyType(
 def library() -> dict[str, Path]:
     """Return the curated graph files by lower-case name.
 
-    A wheel carries them beside this module; in a checkout they lie in ``topologies/`` at its root.
+    A wheel carries them in ``gossipfl/topology/library``; in a checkout they lie in ``topologies/`` at its root.
     """
     here = Path(__file__).resolve()
-    for folder in (here.parent / "library", here.parents[2] / "topologies"):
+    for folder in (here.parents[1] / "library", here.parents[3] / "topologies"):
         if folder.is_dir():
             return {path.stem.lower(): path for path in sorted(folder.glob("*.json"))}
     return {}

@@ -1,0 +1,1 @@
+"""Graph families: rings, lattices, random graphs, sites in the plane; by name."""

@@ -1,0 +1,1 @@
+"""Better graphs and better weights within limits."""
