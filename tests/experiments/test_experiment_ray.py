@@ -14,7 +14,7 @@ from gossipfl.experiments.cell import measure
 from gossipfl.experiments.grid import load_experiment
 from gossipfl.experiments.ledger import read_records
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 
 def test_a_cluster_that_loses_a_worker_and_a_node_gives_the_same_to_the_bit(

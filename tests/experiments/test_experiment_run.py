@@ -37,7 +37,7 @@ def results_in(out: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_the_whole_command_killed_and_resumed_gives_what_an_undisturbed_run_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from libp2p_lab import Site, exchange, free_port, key, loopback, peer, run, site
 from gossipfl.transports.libp2p.addresses import Address
 from gossipfl.transports.libp2p.records import Record
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 NAMES = ("ann", "bob", "cid")
 

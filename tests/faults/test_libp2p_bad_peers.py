@@ -46,7 +46,7 @@ from gossipfl.transports.libp2p.wire import (
 from gossipfl.transports.libp2p.yamux_frames import MAX_STREAMS
 from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from libp2p_lab import Process, Site, free_port, loopback, peer, run, sites, tel
 from gossipfl.transports.libp2p.queues import MAX_BULK_INBOX_FRAMES
 from gossipfl.transports.libp2p.yamux_frames import MAX_DATA_BYTES
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 CHUNK_BYTES = 960 << 10
 

@@ -35,7 +35,7 @@ from gossipfl.transports.libp2p.host import MAX_CONNECTIONS_PER_PEER, PLACES_FOR
 from gossipfl.transports.libp2p.options import Libp2pOptions
 from gossipfl.transports.libp2p.transport import Libp2pTransport
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(120)
 
 
 async def held(ann: Site, bob: Site) -> dict[str, Any]:

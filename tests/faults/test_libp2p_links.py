@@ -29,7 +29,7 @@ from libp2p_lab import (
 from gossipfl.transports.libp2p.options import Libp2pOptions
 from gossipfl.transports.libp2p.switchboard import Switchboard
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 async def echoed(ann: Site, text: bytes) -> None:

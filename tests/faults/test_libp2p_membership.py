@@ -36,7 +36,7 @@ from gossipfl.identity import Identity
 from gossipfl.transports.libp2p.bridge import TrioThread
 from gossipfl.transports.libp2p.transport import REFUSAL_EVENT_S
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def told_once(site: Site, about: str | None, words: str) -> None:
