@@ -105,7 +105,23 @@ class TensorRule(ABC):
         self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
     ) -> Aggregate:
         """Mix one node's vectors."""
-        return mix_one(self, own, received, context, out)
+        count = len(received)
+        if not count == len(context.weights) == len(context.freshness):
+            raise ValueError(
+                f"{count} vectors with {len(context.weights)} weights and {len(context.freshness)} freshness factors"
+            )
+        vector = torch.empty_like(own) if out is None else out
+        if not received:
+            vector.copy_(own)
+            return Aggregate(vector, ())
+        mixed = self.mix_one(own, received, context, vector)
+        return Aggregate(vector, verdicts_of(mixed, self.REASONS), mixed.memory)
+
+    def mix_one(self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor) -> Mixed:
+        """Mix one node's vectors, of which there are some, into ``out`` (d,)."""
+        mixed = self.mix(hood_of(own, torch.stack(list(received)), context))
+        out.copy_(mixed.vector)
+        return mixed
 
 
 def finite_part(hood: Hood) -> tuple[Tensor, Tensor]:
@@ -119,29 +135,6 @@ def finite_part(hood: Hood) -> tuple[Tensor, Tensor]:
     if not bool(counts.all()):
         differences = torch.where(counts.unsqueeze(-1), differences, 0.0)
     return differences, counts
-
-
-def mix_one(
-    rule: TensorRule, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None
-) -> Aggregate:
-    """Let ``rule`` mix one node's vectors by way of its ``mix``."""
-    check_lengths(received, context)
-    vector = torch.empty_like(own) if out is None else out
-    if not received:
-        vector.copy_(own)
-        return Aggregate(vector, ())
-    mixed = rule.mix(hood_of(own, torch.stack(list(received)), context))
-    vector.copy_(mixed.vector)
-    return Aggregate(vector, verdicts_of(mixed, rule.REASONS), mixed.memory)
-
-
-def check_lengths(received: Sequence[Tensor], context: MixContext) -> None:
-    """Raise ValueError where there is not one weight and one freshness factor for each vector."""
-    count = len(received)
-    if not count == len(context.weights) == len(context.freshness):
-        raise ValueError(
-            f"{count} vectors with {len(context.weights)} weights and {len(context.freshness)} freshness factors"
-        )
 
 
 def hood_of(own: Tensor, received: Tensor, context: MixContext) -> Hood:

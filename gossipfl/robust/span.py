@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gossipfl.robust.base import Aggregate
-from gossipfl.robust.hood import Hood, Mixed, TensorRule, check_lengths, finite_part, hood_of, verdicts_of
+from gossipfl.robust.hood import Hood, Mixed, TensorRule, finite_part, hood_of
 from gossipfl.robust.reasons import NOT_FINITE
 from gossipfl.robust.sweep import add_differences, squared_distances
 
@@ -130,7 +129,7 @@ class SpanRule(TensorRule):
         """Mix the neighbourhoods of one or many nodes."""
         geometry = Geometry.of(hood)
         decision = self.decide(geometry)
-        coefficients = torch.where(geometry.present, decision.coefficients, 0.0) * hood.freshness
+        coefficients = counted(geometry, decision)
         steps = coefficients.to(hood.own.dtype).unsqueeze(-2) @ geometry.differences
         return told(geometry, decision, coefficients, hood.own + steps.squeeze(-2))
 
@@ -139,22 +138,19 @@ class SpanRule(TensorRule):
 class DistanceRule(SpanRule):
     """A span rule that looks at nothing but distances: one node's vectors are read where they lie, block by block."""
 
-    def __call__(
-        self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor | None = None
-    ) -> Aggregate:
-        """Mix one node's vectors; temporaries are two blocks."""
-        check_lengths(received, context)
-        vector = torch.empty_like(own) if out is None else out
-        if not received:
-            vector.copy_(own)
-            return Aggregate(vector, ())
+    def mix_one(self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor) -> Mixed:
+        """Mix one node's vectors into ``out`` (d,); no vector is stacked with others."""
         hood = hood_of(own, torch.empty(len(received), 0), context)
         geometry = Geometry.measured(hood, torch.tensor(squared_distances(own, received), dtype=torch.float64))
         decision = self.decide(geometry)
-        coefficients = torch.where(geometry.present, decision.coefficients, 0.0) * hood.freshness
-        add_differences(own, received, coefficients.tolist(), out=vector)
-        mixed = told(geometry, decision, coefficients, vector)
-        return Aggregate(vector, verdicts_of(mixed, self.REASONS), mixed.memory)
+        coefficients = counted(geometry, decision)
+        add_differences(own, received, coefficients.tolist(), out=out)
+        return told(geometry, decision, coefficients, out)
+
+
+def counted(geometry: Geometry, decision: Decision) -> Tensor:
+    """Return c_j f_j (..., k): nothing for absent neighbours, less for stale ones."""
+    return torch.where(geometry.present, decision.coefficients, 0.0) * geometry.hood.freshness
 
 
 def told(geometry: Geometry, decision: Decision, coefficients: Tensor, vector: Tensor) -> Mixed:
