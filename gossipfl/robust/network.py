@@ -20,6 +20,7 @@ from gossipfl.robust.balance import Balance
 from gossipfl.robust.base import MixContext, Rule, Verdict
 from gossipfl.robust.hood import Hood, Mixed
 from gossipfl.robust.mean import Mean
+from gossipfl.robust.span import GramRule, Neighbourhood
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ CHUNK_ELEMENTS = 1 << 20
 """Elements of a temporary: vectors along as many links as fit in it are handled at a time."""
 
 LONG_VECTOR = 1 << 14
-"""From this many elements on, the mean's and BALANCE's own way through one node's vectors is as fast as matrices."""
+"""From this many elements on, reading each node's vectors where they lie is as fast as matrices, or faster."""
 
 BATCHED_FROM = 10
 """Nodes from which on a step is done at once; fewer run the rule itself, so that they agree with agents bit for bit."""
@@ -175,6 +176,8 @@ def mix_network(rule: Rule, own: Tensor, published: Published, links: Links, out
     """
     if links.nodes < BATCHED_FROM:
         return mix_each(rule, own, published, links, out, told)
+    if own.device.type == "cpu" and own.shape[1] >= LONG_VECTOR and isinstance(rule, GramRule):
+        return mix_lying(rule, own, published, links, out, told)
     if not isinstance(rule, Mean | Balance) or own.device.type != "cpu":
         return mix_padded(rule, own, published, links, out, told)
     small = links.nodes < SPARSE_FROM
@@ -239,6 +242,27 @@ def mix_padded(rule: Rule, own: Tensor, published: Published, links: Links, out:
         out[torch.from_numpy(nodes)] = mixed.vector
         _note(verdicts, mixed, places[present], torch.from_numpy(present))
     return verdicts
+
+
+def mix_lying(rule: GramRule, own: Tensor, published: Published, links: Links, out: Tensor, told: Told) -> LinkVerdicts:
+    """Do what ``mix_network`` does without copying any vector: the rule decides for many nodes at a time."""
+    verdicts = LinkVerdicts.unknown(len(links.senders), rule.REASONS, _memory(rule, links))
+    most = int(np.diff(links.starts).max(initial=0))
+    nothing = own.new_empty(links.nodes, 0), Published(published.rows[:, :0], published.sources)
+    for nodes in _batches(links, max(most, 1)):
+        places, present = links.padded(nodes)
+        if not places.shape[1]:
+            out[torch.from_numpy(nodes)] = own[torch.from_numpy(nodes)]
+            continue
+        hood = _hood(*nothing, links, told, nodes, places, present)
+        mixed = rule.mix_lying(hood, [_neighbourhood(own, published, links, out, int(node)) for node in nodes])
+        _note(verdicts, mixed, places[present], torch.from_numpy(present))
+    return verdicts
+
+
+def _neighbourhood(own: Tensor, published: Published, links: Links, out: Tensor, node: int) -> Neighbourhood:
+    received = [published.rows[int(source)] for source in published.sources[links.of(node)]]
+    return Neighbourhood(own[node], received, out[node])
 
 
 def _memory(rule: Rule, links: Links) -> Tensor | None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from gossipfl.robust.hood import Hood, Mixed, TensorRule, finite_part, hood_of
 from gossipfl.robust.reasons import NOT_FINITE
-from gossipfl.robust.sweep import add_differences, squared_distances
+from gossipfl.robust.sweep import add_differences, gram_of_differences, squared_distances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,11 +49,17 @@ class Geometry:
         return cls(hood, *finite_part(hood))
 
     @classmethod
-    def measured(cls, hood: Hood, squares: Tensor) -> Geometry:
-        """Return what is known where only the distances were measured, ``squares`` (..., k): no differences."""
+    def measured(cls, hood: Hood, *, squares: Tensor, gram: Tensor | None = None) -> Geometry:
+        """Return what is known where distances ``squares`` (..., k) were measured, and ``gram`` (..., k, k) perhaps.
+
+        There are no differences.
+        """
         present = hood.present & (squares <= FLOAT32_MAX)
         geometry = cls(hood, hood.received, present)
-        vars(geometry)["squares"] = torch.where(present, squares, 0.0)  # where the cached property keeps its value
+        known = vars(geometry)  # where cached properties keep their values
+        known["squares"] = torch.where(present, squares, 0.0)
+        if gram is not None:
+            known["gram"] = torch.where(present.unsqueeze(-1) & present.unsqueeze(-2), gram, 0.0)
         return geometry
 
     @cached_property
@@ -67,11 +73,9 @@ class Geometry:
         """‖x_j - own‖, (..., k)."""
         return self.squares.sqrt()
 
-    @cached_property
-    def own_norm(self) -> Tensor:
-        """‖own‖, (...)."""
-        norm: Tensor = torch.linalg.vector_norm(self.hood.own, dim=-1).double()
-        return norm
+    def everywhere(self, value: float) -> Tensor:
+        """Return ``value`` for each node, (...)."""
+        return torch.full(self.present.shape[:-1], value, dtype=torch.float64, device=self.present.device)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -134,18 +138,54 @@ class SpanRule(TensorRule):
         return told(geometry, decision, coefficients, hood.own + steps.squeeze(-2))
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """One node's vectors where they lie, all (d,) on the CPU: its own, those it received, and where the result goes."""
+
+    own: Tensor
+    received: Sequence[Tensor]
+    out: Tensor
+
+
 @dataclass(frozen=True)
-class DistanceRule(SpanRule):
-    """A span rule that looks at nothing but distances: one node's vectors are read where they lie, block by block."""
+class GramRule(SpanRule):
+    """A span rule that looks at nothing but the Gram matrix: vectors are read where they lie, block by block.
+
+    ``ANGLES``: whether it looks at more of that than the distances on its diagonal.
+    """
+
+    ANGLES: ClassVar[bool] = False
 
     def mix_one(self, own: Tensor, received: Sequence[Tensor], context: MixContext, out: Tensor) -> Mixed:
-        """Mix one node's vectors into ``out`` (d,); no vector is stacked with others."""
+        """Mix one node's vectors into ``out`` (d,); no vector is copied."""
         hood = hood_of(own, torch.empty(len(received), 0), context)
-        geometry = Geometry.measured(hood, torch.tensor(squared_distances(own, received), dtype=torch.float64))
+        return self.mix_lying(hood, [Neighbourhood(own, received, out)])
+
+    def mix_lying(self, hood: Hood, places: Sequence[Neighbourhood]) -> Mixed:
+        """Mix the vectors at ``places``, one for each node of ``hood``, whose own and received vectors are not read.
+
+        Where a node has fewer neighbours than k, those it has come first in ``hood``. The results are at the places.
+        """
+        geometry = self._measured(hood, places)
         decision = self.decide(geometry)
         coefficients = counted(geometry, decision)
-        add_differences(own, received, coefficients.tolist(), out=out)
-        return told(geometry, decision, coefficients, out)
+        for place, factors in zip(places, coefficients.view(len(places), -1).tolist(), strict=True):
+            add_differences(place.own, place.received, factors[: len(place.received)], out=place.out)
+        return told(geometry, decision, coefficients, hood.own)
+
+    def _measured(self, hood: Hood, places: Sequence[Neighbourhood]) -> Geometry:
+        count = hood.present.shape[-1]
+        if not self.ANGLES:
+            squares = torch.zeros(len(places), count, dtype=torch.float64)
+            for row, place in zip(squares, places, strict=True):
+                row[: len(place.received)] = torch.tensor(squared_distances(place.own, place.received))
+            return Geometry.measured(hood, squares=squares.view(hood.present.shape))
+        gram = torch.zeros(len(places), count, count, dtype=torch.float64)
+        for square, place in zip(gram, places, strict=True):
+            here = len(place.received)
+            square[:here, :here] = torch.from_numpy(gram_of_differences(place.own, place.received))
+        gram = gram.view(*hood.present.shape, count)
+        return Geometry.measured(hood, squares=gram.diagonal(dim1=-2, dim2=-1), gram=gram)
 
 
 def counted(geometry: Geometry, decision: Decision) -> Tensor:

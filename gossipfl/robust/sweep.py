@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 BLOCK = 98_304
 """Elements handled at a time: large enough to hide the cost of a call, small enough to stay near the core."""
 
+GRAM_ELEMENTS = 1 << 17
+"""Elements of the block of differences that a Gram matrix is made of: it stays near the core."""
+
 PARALLEL_ELEMENTS = 1 << 23
 """With fewer elements than this to read, a second thread costs more than it brings."""
 
@@ -87,6 +90,31 @@ def squared_distances(own: Tensor, received: Sequence[Tensor]) -> list[float]:
         return squares
 
     return [sum(column) for column in zip(*_over(own.numel(), len(arrays), part), strict=True)]
+
+
+def gram_of_differences(own: Tensor, received: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return D Dᵀ (k, k) of D_j = x_j - own, from vectors (d,); products in float32 within a block, sums in float64.
+
+    Not finite in the rows and columns of vectors that are not; the diagonal has the squared distances.
+    """
+    mine, arrays = own.detach().numpy(), [vector.detach().numpy() for vector in received]
+
+    def part(span: tuple[int, int]) -> NDArray[np.float64]:
+        width = max(1, min(GRAM_ELEMENTS // max(1, len(arrays)), span[1] - span[0], BLOCK))
+        differences = np.empty((len(arrays), width), dtype=mine.dtype)
+        gram = np.zeros((len(arrays), len(arrays)))
+        for low in range(span[0], span[1], width):
+            high = min(low + width, span[1])
+            block = differences[:, : high - low]
+            for row, array in zip(block, arrays, strict=True):
+                np.subtract(array[low:high], mine[low:high], out=row)
+            gram += block @ block.T
+        return gram
+
+    total = np.zeros((len(arrays), len(arrays)))
+    for each in _over(own.numel(), len(arrays), part):
+        total += each
+    return total
 
 
 def add_differences(own: Tensor, received: Sequence[Tensor], factors: Sequence[float], *, out: Tensor) -> None:

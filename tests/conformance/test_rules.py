@@ -19,6 +19,7 @@ from torch import Tensor
 from gossipfl.robust import mean, sweep
 from gossipfl.robust.base import MixContext
 from gossipfl.robust.hood import Hood
+from gossipfl.robust.rules import coordinates
 
 NOT_TRANSLATED = {
     "balance": "its threshold is relative to the norm of the own model",
@@ -43,6 +44,9 @@ def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "BLOCK", 16)
         patch.setattr(mean, "BLOCK", 16)
+        patch.setattr(sweep, "GRAM_ELEMENTS", 32)
+        patch.setattr(coordinates, "BLOCK_ELEMENTS", 32)
+        patch.setattr(coordinates, "LEAST_COLUMNS", 3)
         yield
 
 

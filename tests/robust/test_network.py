@@ -61,11 +61,17 @@ def told_everything(own: torch.Tensor, links: Links, horizon: int | None) -> Tol
     case=networks(),
     chunk=st.sampled_from([1, 64, 1 << 18]),
     sparse_from=st.sampled_from([1, 99]),
+    long_from=st.sampled_from([1, 99]),
     horizon=st.none() | st.just(20),
 )
 @settings(max_examples=15, deadline=None)
 def test_the_network_at_once_is_the_rule_node_by_node(
-    name: str, case: tuple[torch.Tensor, torch.Tensor, Links], chunk: int, sparse_from: int, horizon: int | None
+    name: str,
+    case: tuple[torch.Tensor, torch.Tensor, Links],
+    chunk: int,
+    sparse_from: int,
+    long_from: int,
+    horizon: int | None,
 ) -> None:
     own, replicas, links = case
     before = own.clone(), replicas.clone()
@@ -76,6 +82,7 @@ def test_the_network_at_once_is_the_rule_node_by_node(
         patch.setattr(network, "BATCHED_FROM", 1)
         patch.setattr(network, "SPARSE_FROM", sparse_from)
         patch.setattr(network, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(network, "LONG_VECTOR", long_from)
         verdicts = mix_network(rule, own, public, links, at_once, told)
     expected = mix_each(rule, own, public, links, one_by_one, told)
     # Weiszfeld's iteration goes slowly where its end is near one of the vectors, and stops where the last bits say.
@@ -90,17 +97,18 @@ def test_the_network_at_once_is_the_rule_node_by_node(
     assert torch.equal(replicas, before[1])
 
 
-@pytest.mark.parametrize("name", ["mean", "balance"])
+@pytest.mark.parametrize("name", ["mean", "balance", "pace", "ios", "geometric-median"])
 def test_long_vectors_have_the_bits_of_the_rule_itself(name: str) -> None:
     nodes, size = network.SPARSE_FROM, network.LONG_VECTOR
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(nodes, size, generator=generator) * 0.05 + 1
     links = make_links(nodes, {(i, (i + 1) % nodes) for i in range(nodes)})
     mixed = torch.empty_like(own)
-    mix_network(rule_for(name), own, Published.replicas(own, links), links, mixed, Told(0, 10))
+    told = Told(0, 10, byzantine=np.zeros(nodes, dtype=np.int64), moved=torch.ones(nodes, dtype=torch.float64))
+    mix_network(rule_for(name), own, Published.replicas(own, links), links, mixed, told)
     for node in (0, nodes // 2):
         span = links.of(node)
-        context = MixContext(links.weights[span].tolist(), [1.0, 1.0], 0, 10)
+        context = MixContext(links.weights[span].tolist(), [1.0, 1.0], 0, 10, byzantine=0, moved=1.0)
         alone = rule_for(name)(own[node], [own[j] for j in links.senders[span]], context)
         assert torch.equal(mixed[node], alone.vector)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from gossipfl.robust.reasons import ALONE
-from gossipfl.robust.span import Decision, SpanRule
+from gossipfl.robust.span import Decision, GramRule
 
 if TYPE_CHECKING:
     from gossipfl.robust.span import Geometry
 
 
 @dataclass(frozen=True)
-class Alone(SpanRule):
+class Alone(GramRule):
     """Keep the own model whatever the neighbours say: out = own."""
 
     name: ClassVar[str] = "alone"

@@ -19,7 +19,7 @@ import torch
 from gossipfl.errors import ConfigError
 from gossipfl.robust.reasons import CLIPPED, NONE, OUTLYING
 from gossipfl.robust.rules.condition import BoundedSpan
-from gossipfl.robust.span import Decision, Geometry, SpanRule
+from gossipfl.robust.span import Decision, Geometry, GramRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ SLACK = 1e-9
 
 
 @dataclass(frozen=True)
-class SelfClip(SpanRule):
+class SelfClip(GramRule):
     """ClippedGossip with a fixed radius τ (He, Karimireddy, Jaggi, arXiv 2202.01545).
 
     The radius is in the units of the models; the paper runs 0.1, 1 and 10. However many lie, they move the model by
@@ -45,11 +45,11 @@ class SelfClip(SpanRule):
 
     def decide(self, geometry: Geometry) -> Decision:
         """Clip all to the fixed radius."""
-        return clip(geometry, torch.full_like(geometry.own_norm, self.tau), geometry.present)
+        return clip(geometry, geometry.everywhere(self.tau), geometry.present)
 
 
 @dataclass(frozen=True)
-class ClippingRule(BoundedSpan):
+class ClippingRule(BoundedSpan, GramRule):
     """A rule whose radius depends on f."""
 
     def most(self, neighbours: int) -> int:

@@ -16,11 +16,17 @@ from gossipfl.robust.hood import Bounded, Mixed, TensorRule, finite_part
 from gossipfl.robust.reasons import NONE, NOT_FINITE, TOO_FEW, TRIMMED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from gossipfl.robust.hood import Hood
+
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements that are sorted at a time: a sorting network passes over them dozens of times."""
+
+LEAST_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,19 @@ class TrimmedMean(Bounded):
         """Mix many nodes at once."""
         differences, counts = finite_part(hood)
         f, feasible = self.bound(hood, counts)
-        values = ascending(torch.where(counts.unsqueeze(-1), differences, torch.inf))
         count = counts.sum(-1)
-        places = torch.arange(values.shape[-2], device=values.device)
+        places = torch.arange(counts.shape[-1], device=counts.device)
         middle = (places >= f.unsqueeze(-1)) & (places < (count - f).unsqueeze(-1))
-        total = torch.where(middle.unsqueeze(-1), values, 0.0).sum(-2)
-        step = total / (count - 2 * f + 1).unsqueeze(-1)
-        low, high = _at(values, f), _at(values, (count - f - 1).clamp_min(0))
-        kept = (differences >= low.unsqueeze(-2)) & (differences <= high.unsqueeze(-2)) & counts.unsqueeze(-1)
-        # Of equal values it does not matter which are trimmed: they share the place.
-        shares = divided(kept, kept.sum(-2) + 1)
+
+        def trimmed(columns: Tensor) -> tuple[Tensor, Tensor]:
+            values = ascending(torch.where(counts.unsqueeze(-1), columns, torch.inf))
+            total = torch.where(middle.unsqueeze(-1), values, 0.0).sum(-2)
+            low, high = _at(values, f), _at(values, (count - f - 1).clamp_min(0))
+            kept = (columns >= low.unsqueeze(-2)) & (columns <= high.unsqueeze(-2)) & counts.unsqueeze(-1)
+            # Of equal values it does not matter which are trimmed: they share the place.
+            return total / (count - 2 * f + 1).unsqueeze(-1), divided(kept, kept.sum(-2) + 1)
+
+        step, shares = by_columns(trimmed, differences)
         return _mixed(hood, differences, counts, step, shares, feasible)
 
 
@@ -74,15 +83,37 @@ class Median(TensorRule):
     def mix(self, hood: Hood) -> Mixed:
         """Mix many nodes at once."""
         differences, counts = finite_part(hood)
-        everybody = torch.nn.functional.pad(differences, (0, 0, 1, 0))
         there = torch.nn.functional.pad(counts, (1, 0), value=True)
-        low, high = middle_values(everybody, there)
-        shares = torch.zeros_like(counts, dtype=torch.float64)
-        for middle in (low, high):
-            holds = (everybody == middle.unsqueeze(-2)) & there.unsqueeze(-1)
-            shares += divided(holds, holds.sum(-2))[..., 1:] / 2
-        step = low + (high - low) / 2
+
+        def middle(columns: Tensor) -> tuple[Tensor, Tensor]:
+            everybody = torch.nn.functional.pad(columns, (0, 0, 1, 0))
+            low, high = middle_values(everybody, there)
+            shares = torch.zeros_like(counts, dtype=torch.float64)
+            for value in (low, high):
+                holds = (everybody == value.unsqueeze(-2)) & there.unsqueeze(-1)
+                shares += divided(holds, holds.sum(-2))[..., 1:] / 2
+            return low + (high - low) / 2, shares
+
+        step, shares = by_columns(middle, differences)
         return _mixed(hood, differences, counts, step, shares, torch.ones_like(counts[..., 0]))
+
+
+def by_columns(work: Callable[[Tensor], tuple[Tensor, Tensor]], vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``work`` makes of ``vectors`` (..., k, d): a step (..., d) and a share for each (..., k).
+
+    It is given some columns at a time, few enough to stay near the core; shares are means over the columns.
+    """
+    size = vectors.shape[-1]
+    width = max(LEAST_COLUMNS, BLOCK_ELEMENTS // max(1, vectors[..., 0].numel()))
+    if size <= width:
+        return work(vectors)
+    step = vectors.new_empty(*vectors.shape[:-2], size)
+    shares = torch.zeros(vectors.shape[:-1], dtype=torch.float64, device=vectors.device)
+    for columns, part in zip(torch.split(vectors, width, -1), torch.split(step, width, -1), strict=True):
+        values, share = work(columns)
+        part.copy_(values)
+        shares += share * (columns.shape[-1] / size)
+    return step, shares
 
 
 def middle_values(vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from gossipfl.errors import ConfigError
-from gossipfl.robust.span import Decision, SpanRule
+from gossipfl.robust.span import Decision, GramRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ AT_REST = 1e-9
 
 
 @dataclass(frozen=True)
-class GeometricMedian(SpanRule):
+class GeometricMedian(GramRule):
     """Smoothed geometric median by Weiszfeld's iteration (RFA: Pillutla, Kakade, Harchaoui, IEEE TSP 70, 2022).
 
         out = argmin_z Σ_i ‖z - x_i‖_ν,    z <- Σ_i β_i x_i / Σ_i β_i,    β_i = 1/max(ν, ‖z - x_i‖)
@@ -35,6 +35,7 @@ class GeometricMedian(SpanRule):
     nu: float = 1e-6
     iterations: int = 100
     name: ClassVar[str] = "geometric-median"
+    ANGLES: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.nu > 0 and isfinite(self.nu)):

@@ -9,14 +9,14 @@ import torch
 
 from gossipfl.robust.reasons import NONE, OUTLYING
 from gossipfl.robust.rules.condition import BoundedSpan
-from gossipfl.robust.span import Decision, Geometry, nearest
+from gossipfl.robust.span import Decision, Geometry, GramRule, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Krum(BoundedSpan):
+class Krum(BoundedSpan, GramRule):
     """Krum (Blanchard et al., NeurIPS 2017), in gossip BRIDGE-K (Fang, Yang, Bajwa, IEEE TSIPN 8, 2022).
 
         out = x_m,    m = argmin_i Σ_{j near i} ‖x_i - x_j‖²
@@ -26,6 +26,8 @@ class Krum(BoundedSpan):
     """
 
     name: ClassVar[str] = "krum"
+
+    ANGLES: ClassVar[bool] = True
 
     def most(self, neighbours: int) -> int:
         """Return the largest f with 2f + 3 <= n = k + 1."""
@@ -37,13 +39,15 @@ class Krum(BoundedSpan):
 
 
 @dataclass(frozen=True)
-class MultiKrum(BoundedSpan):
+class MultiKrum(BoundedSpan, GramRule):
     """Multi-Krum (Blanchard et al., NeurIPS 2017): the mean of the m = n - f vectors with the best Krum scores.
 
     Neighbours and node are scored as in ``Krum``, n = k + 1 of them; its condition is n >= 2f + 3.
     """
 
     name: ClassVar[str] = "multi-krum"
+
+    ANGLES: ClassVar[bool] = True
 
     def most(self, neighbours: int) -> int:
         """Return the largest f with 2f + 3 <= n = k + 1."""

@@ -10,7 +10,7 @@ import torch
 
 from gossipfl.errors import ConfigError
 from gossipfl.robust.reasons import BEYOND, CLIPPED, NONE, OUTLYING
-from gossipfl.robust.span import Decision, DistanceRule, Geometry
+from gossipfl.robust.span import Decision, Geometry, GramRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ LEAST = 1e-300
 
 
 @dataclass(frozen=True)
-class Pace(DistanceRule):
+class Pace(GramRule):
     """PACE, the default: who may pull is decided by the peers, how far by the own pace; trust is earned, then kept.
 
         med_i  = median_j r_ij,    r_ij = ‖x_j - own‖ over the k neighbours

@@ -9,14 +9,14 @@ import torch
 
 from gossipfl.robust.reasons import NONE, OUTLYING
 from gossipfl.robust.rules.condition import BoundedSpan
-from gossipfl.robust.span import Decision, Geometry, nearest
+from gossipfl.robust.span import Decision, Geometry, GramRule, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Nna(BoundedSpan):
+class Nna(BoundedSpan, GramRule):
     """Nearest-neighbour averaging, of MoNNA (Farhadkhani et al., ICML 2023), which is GTS-RG with equal weights.
 
         out = 1/(n - f) (own + Σ_{j in S} x_j),    S the n - 1 - f neighbours nearest to own, n = k + 1
@@ -38,7 +38,7 @@ class Nna(BoundedSpan):
 
 
 @dataclass(frozen=True)
-class Ios(BoundedSpan):
+class Ios(BoundedSpan, GramRule):
     """Iterative outlier scissor (Wu, Chen, Ling, IEEE TSP 71, 2023).
 
     f times: take the weighted mean of the node and the neighbours that are left, and drop the one farthest from it.
@@ -49,6 +49,8 @@ class Ios(BoundedSpan):
     """
 
     name: ClassVar[str] = "ios"
+
+    ANGLES: ClassVar[bool] = True
 
     def most(self, neighbours: int) -> int:
         """Return the largest f < n/3 of n = k + 1."""
@@ -63,7 +65,7 @@ class Ios(BoundedSpan):
 
 
 @dataclass(frozen=True)
-class Faba(BoundedSpan):
+class Faba(BoundedSpan, GramRule):
     """FABA (Xia et al., IJCAI 2019) among the neighbours, as Wu, Chen, Ling (IEEE TSP 71, 2023) compare with it.
 
     f times: take the plain mean of the neighbours that are left, and drop the one farthest from it.
@@ -75,6 +77,8 @@ class Faba(BoundedSpan):
 
     name: ClassVar[str] = "faba"
 
+    ANGLES: ClassVar[bool] = True
+
     def most(self, neighbours: int) -> int:
         """Return the largest f < k/3 of k neighbours."""
         return (neighbours - 1) // 3
@@ -82,7 +86,7 @@ class Faba(BoundedSpan):
     def choose(self, geometry: Geometry, f: Tensor) -> Decision:
         """Cut off f outliers of the mean."""
         equal = geometry.present.double()
-        kept = scissor(geometry, f, equal, torch.zeros_like(geometry.own_norm))
+        kept = scissor(geometry, f, equal, geometry.everywhere(0.0))
         return average(kept, 1.0 / (kept.sum(-1) + 1))
 
 
