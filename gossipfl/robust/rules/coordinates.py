@@ -58,7 +58,7 @@ class TrimmedMean(Bounded):
             low, high = _at(values, f), _at(values, (count - f - 1).clamp_min(0))
             kept = (columns >= low.unsqueeze(-2)) & (columns <= high.unsqueeze(-2)) & counts.unsqueeze(-1)
             # Of equal values it does not matter which are trimmed: they share the place.
-            return total / (count - 2 * f + 1).unsqueeze(-1), divided(kept, kept.sum(-2) + 1)
+            return total / (count - 2 * f + 1).unsqueeze(-1), divided(kept, besides=1)
 
         step, shares = by_columns(trimmed, differences)
         return _mixed(hood, differences, counts, step, shares, feasible)
@@ -84,14 +84,15 @@ class Median(TensorRule):
         """Mix many nodes at once."""
         differences, counts = finite_part(hood)
         there = torch.nn.functional.pad(counts, (1, 0), value=True)
+        odd = bool((there.sum(-1) % 2 == 1).all())
 
         def middle(columns: Tensor) -> tuple[Tensor, Tensor]:
             everybody = torch.nn.functional.pad(columns, (0, 0, 1, 0))
             low, high = middle_values(everybody, there)
-            shares = torch.zeros_like(counts, dtype=torch.float64)
-            for value in (low, high):
-                holds = (everybody == value.unsqueeze(-2)) & there.unsqueeze(-1)
-                shares += divided(holds, holds.sum(-2))[..., 1:] / 2
+            holders = [
+                (everybody == value.unsqueeze(-2)) & there.unsqueeze(-1) for value in ([low] if odd else [low, high])
+            ]
+            shares = torch.stack([divided(holds)[..., 1:] for holds in holders]).mean(0)
             return low + (high - low) / 2, shares
 
         step, shares = by_columns(middle, differences)
@@ -155,9 +156,14 @@ def _at(values: Tensor, place: Tensor) -> Tensor:
     return values.gather(-2, place[..., None, None].expand(*values.shape[:-2], 1, values.shape[-1])).squeeze(-2)
 
 
-def divided(parts: Tensor, among: Tensor) -> Tensor:
-    """Return the mean over the coordinates of ``parts`` (..., m, d) bool divided by ``among`` (..., d), (..., m)."""
-    shares = parts.to(torch.float32) @ (1.0 / among).unsqueeze(-1)
+def divided(parts: Tensor, *, besides: int = 0) -> Tensor:
+    """Return the share of each of m, (..., m): the mean over the coordinates of 1 by how many have ``parts`` in one.
+
+    ``parts`` (..., m, d) is bool; ``besides`` as many others have a part in every coordinate.
+    """
+    parts = parts.to(torch.float32)
+    among = parts.sum(-2) + besides
+    shares = parts @ torch.where(among > 0, 1.0 / among, 0.0).unsqueeze(-1)
     return shares.squeeze(-1).double() / parts.shape[-1]
 
 
