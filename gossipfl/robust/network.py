@@ -29,7 +29,10 @@ CHUNK_ELEMENTS = 1 << 20
 """Elements of a temporary: vectors along as many links as fit in it are handled at a time."""
 
 LONG_VECTOR = 1 << 14
-"""From this many elements on, reading each node's vectors where they lie is as fast as matrices, or faster."""
+"""From this many elements on, the mean's and BALANCE's own way through one node's vectors is as fast as matrices."""
+
+LYING_FROM = 6_000
+"""As ``LONG_VECTOR``, for rules that see the Gram matrix alone and decide for many nodes at once (``mix_lying``)."""
 
 BATCHED_FROM = 10
 """Nodes from which on a step is done at once; fewer run the rule itself, so that they agree with agents bit for bit."""
@@ -176,7 +179,7 @@ def mix_network(rule: Rule, own: Tensor, published: Published, links: Links, out
     """
     if links.nodes < BATCHED_FROM:
         return mix_each(rule, own, published, links, out, told)
-    if own.device.type == "cpu" and own.shape[1] >= LONG_VECTOR and isinstance(rule, GramRule):
+    if own.device.type == "cpu" and own.shape[1] >= LYING_FROM and isinstance(rule, GramRule):
         return mix_lying(rule, own, published, links, out, told)
     if not isinstance(rule, Mean | Balance) or own.device.type != "cpu":
         return mix_padded(rule, own, published, links, out, told)

@@ -83,6 +83,7 @@ def test_the_network_at_once_is_the_rule_node_by_node(
         patch.setattr(network, "SPARSE_FROM", sparse_from)
         patch.setattr(network, "CHUNK_ELEMENTS", chunk)
         patch.setattr(network, "LONG_VECTOR", long_from)
+        patch.setattr(network, "LYING_FROM", long_from)
         verdicts = mix_network(rule, own, public, links, at_once, told)
     expected = mix_each(rule, own, public, links, one_by_one, told)
     # Weiszfeld's iteration goes slowly where its end is near one of the vectors, and stops where the last bits say.
