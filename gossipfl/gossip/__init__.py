@@ -1,8 +1,21 @@
 """The protocol core: a state machine without input, output or clock."""
 
+from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.core import GossipCore, Mixing, Phase
-from gossipfl.gossip.effects import Effect, Report, Send
+from gossipfl.gossip.effects import Adopt, Effect, Report, Send
 from gossipfl.gossip.mixing import Knowledge
 from gossipfl.gossip.settings import GossipSettings, Party
 
-__all__ = ["Effect", "GossipCore", "GossipSettings", "Knowledge", "Mixing", "Party", "Phase", "Report", "Send"]
+__all__ = [
+    "Adopt",
+    "Charters",
+    "Effect",
+    "GossipCore",
+    "GossipSettings",
+    "Knowledge",
+    "Mixing",
+    "Party",
+    "Phase",
+    "Report",
+    "Send",
+]

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gossipfl.codec import Codec
+from gossipfl.errors import ConfigError
+from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.effects import Effect, Report
 from gossipfl.gossip.exchange import INFINITY, Exchange
 from gossipfl.gossip.mixing import Knowledge, Mixer
 from gossipfl.gossip.replica import Followed
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
+from gossipfl.membership.document import check_successor
 from gossipfl.messages import Buffer, Bye, Kind
 from gossipfl.robust.base import Rule, Verdict
+
+if TYPE_CHECKING:
+    from gossipfl.membership.document import Document
 
 MAX_MISSES = 16
 """Each miss in a row halves the longest wait for a neighbour, this often at most."""
@@ -78,6 +85,7 @@ class GossipCore:
         initial: The common initial model, shape (d,).
         rule: What filters and averages; codec: what makes deltas small.
         knowledge: What the rule may be told.
+        charters: The versions of the membership, where it has versions.
     """
 
     def __init__(
@@ -89,8 +97,9 @@ class GossipCore:
         codec: Codec,
         settings: GossipSettings,
         knowledge: Knowledge | None = None,
+        charters: Charters | None = None,
     ) -> None:
-        self.exchange = Exchange(party, layout, initial, codec, settings)
+        self.exchange = Exchange(party, layout, initial, codec, settings, charters)
         self.phase = Phase.TRAINING
         self.round = 0
         self._mixer = Mixer(rule, knowledge or Knowledge(), initial)
@@ -122,6 +131,34 @@ class GossipCore:
             if peer in marks:
                 channel.window.incarnation, channel.window.highest = marks[peer]
                 channel.window.close_past()
+
+    # ------------------------------------------------------------------------------------------ membership
+
+    def adopt(self, document: Document, party: Party, now: float) -> list[Effect]:
+        """Go on with a later version of the membership, in which this node is ``party``; all neighbours are told.
+
+        Raises ConfigError where the document may not take the place of the one in force.
+        """
+        assert self.exchange.charters is not None
+        self.exchange.charters.adopt(document)
+        before = set(self.followed)
+        self.exchange.change_party(party)
+        self._mixer.keep_only(party.weights)
+        for peer, other in self.followed.items():
+            if peer not in before:
+                other.times.heard = now
+        fields = {"version": document.content.version, "members": len(document.content.members)}
+        effects: list[Effect] = [Report("membership", None, fields)]
+        effects += self.exchange.heartbeat(now)
+        for peer, other in self.followed.items():
+            effects += self.exchange.offer(peer, other.membership, now)
+        return effects
+
+    def check_successor(self, document: Document) -> None:
+        """Raise ConfigError where ``document`` may not take the place of the membership in force."""
+        if self.exchange.charters is None:
+            raise ConfigError("this federation's membership has no versions")
+        check_successor(document, self.exchange.charters.current)
 
     # ------------------------------------------------------------------------------------------ inputs
 

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from gossipfl.codec import Codec, codec_by_wire_id
-from gossipfl.errors import CodecError
-from gossipfl.gossip.effects import Effect, Report, Send
+from gossipfl.errors import CodecError, ConfigError
+from gossipfl.gossip.charters import Charters
+from gossipfl.gossip.effects import Adopt, Effect, Report, Send
 from gossipfl.gossip.post import Encoded, Opened, Post
 from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
-from gossipfl.messages import Bye, Hello, Kind, Request, Status, Update
+from gossipfl.messages import Bye, Charter, Hello, Kind, Request, Status, Update
 
 INFINITY = float("inf")
 ASK_BACK_OFF = 1.2
@@ -40,11 +41,20 @@ class Exchange:
     ``own_step`` counts its gossip steps: rounds, less those in which it deferred its gossip.
     """
 
-    def __init__(self, party: Party, layout: bytes, initial: Tensor, codec: Codec, settings: GossipSettings) -> None:
+    def __init__(
+        self,
+        party: Party,
+        layout: bytes,
+        initial: Tensor,
+        codec: Codec,
+        settings: GossipSettings,
+        charters: Charters | None = None,
+    ) -> None:
         self.own = PublicReplica(initial)
         self.followed = {peer: Followed(weight, self.own.vector.clone()) for peer, weight in party.weights.items()}
         size = self.own.vector.numel()
         self.post = Post(party, max(codec.max_bytes(size), KEYFRAME_CODEC.max_bytes(size)) + 64 * 1024)
+        self.charters = charters
         self.open_round: float = INFINITY if settings.mode == "async" else -1
         self.own_round = 0
         self.own_step = 0
@@ -60,6 +70,19 @@ class Exchange:
         self.ack_delay_s = settings.ack_delay_s
         self.link_down_since: float | None = None
 
+    def change_party(self, party: Party) -> None:
+        """Go on with another membership and other neighbours; of a new one nothing is held yet."""
+        self._party = party
+        self.post.change_party(party)
+        followed = {peer: self.followed.get(peer) or Followed(weight, None) for peer, weight in party.weights.items()}
+        for peer, weight in party.weights.items():
+            followed[peer].weight = weight
+        self.followed = followed
+
+    @property
+    def _membership(self) -> int:
+        return 0 if self.charters is None else self.charters.version
+
     # ------------------------------------------------------------------------------------------ speaking
 
     def hello(self, peers: list[PeerId], now: float, *, reply: bool = False) -> list[Effect]:
@@ -67,7 +90,15 @@ class Exchange:
         for peer in peers:
             self.followed[peer].times.greeted = now
         own = self.own
-        body = Hello(self._layout, own.initial_digest, own.version, own.round, own.digest, reply)
+        body = Hello(
+            self._layout,
+            own.initial_digest,
+            own.version,
+            own.round,
+            own.digest,
+            reply,
+            membership=self._membership,
+        )
         return self.post.send(Kind.HELLO, body, peers)
 
     def publish(self, target: Tensor, codec: Codec, recipients: tuple[PeerId, ...], now: float) -> list[Effect]:
@@ -113,11 +144,11 @@ class Exchange:
         self._beat_at = now + self._settings.heartbeat_s
         unknown = [peer for peer, other in self.followed.items() if not other.joined]
         speaking = [peer for peer, other in self.followed.items() if other.speaks]
-        effects = self.hello(unknown, now)
+        return self.hello(unknown, now) + self.post.send(Kind.STATUS, self._status(self._acks()), speaking)
+
+    def _status(self, acks: Mapping[bytes, tuple[int, int]]) -> Status:
         own = self.own
-        return effects + self.post.send(
-            Kind.STATUS, Status(own.round, own.version, own.digest, self._acks(), self.done), speaking
-        )
+        return Status(own.round, own.version, own.digest, acks, self.done, self._membership)
 
     def meet(self, peer: PeerId, now: float) -> list[Effect]:
         """Tell one neighbour, whose link has just come up, where this node stands: what it missed it will ask for."""
@@ -129,9 +160,7 @@ class Exchange:
             return self.hello([peer], now)
         if not other.speaks:
             return []
-        own = self.own
-        acks = self._ack_of(peer, other)
-        return self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, acks, self.done), (peer,))
+        return self.post.send(Kind.STATUS, self._status(self._ack_of(peer, other)), (peer,))
 
     def ask(self, peer: PeerId, now: float) -> list[Effect]:
         """Ask a neighbour for what it has that this node does not hold, at a limited rate."""
@@ -165,7 +194,9 @@ class Exchange:
             other.restart(message.incarnation)
         match body:
             case Hello():
-                effects += self._hear_hello(peer, other, body, now)
+                effects += self._hear_hello(peer, other, body, now) + self.offer(peer, body.membership, now)
+            case Charter():
+                effects += self._hear_charter(peer, body, now)
             case Bye():
                 if not other.left:
                     other.left, other.left_at = True, message.sequence
@@ -183,12 +214,33 @@ class Exchange:
             case Status():
                 other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
-                effects += self._hear_status(peer, other, body, now)
+                effects += self._hear_status(peer, other, body, now) + self.offer(peer, body.membership, now)
             case Request():
                 effects += self._answer(peer, other, body, now)
             case _:
                 pass
         return effects
+
+    def offer(self, peer: PeerId, theirs: int, now: float) -> list[Effect]:
+        """Send a neighbour the membership, if it says that it has an older one (0: that it has none with a version)."""
+        self.followed[peer].membership = theirs
+        if self.charters is None or not theirs:
+            return []
+        effects: list[Effect] = []
+        for charter in self.charters.offers(peer, theirs, now):
+            sealed = self.post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer)
+            effects.append(Send((peer,), sealed.frame, epoch=theirs))
+        return effects
+
+    def _hear_charter(self, peer: PeerId, charter: Charter, now: float) -> list[Effect]:
+        if self.charters is None:
+            return []
+        try:
+            document = self.charters.consider(charter)
+        except ConfigError as error:
+            refused = Report("membership_refused", peer, {"version": charter.version, "detail": str(error)})
+            return [refused, *self.post.offend(peer, "membership", now)]
+        return [] if document is None else [Adopt(document)]
 
     def _hear_hello(self, peer: PeerId, other: Followed, hello: Hello, now: float) -> list[Effect]:
         effects: list[Effect] = []

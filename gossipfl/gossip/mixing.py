@@ -54,6 +54,11 @@ class Mixer:
         self._model: Tensor | None = None
         self.start_from(initial)
 
+    def keep_only(self, peers: Collection[PeerId]) -> None:
+        """Forget all neighbours but ``peers``."""
+        self._memory = {peer: kept for peer, kept in self._memory.items() if peer in peers}
+        self._previous = {peer: kept for peer, kept in self._previous.items() if peer in peers}
+
     def start_from(self, model: Tensor) -> None:
         """Take note of the model (d,) that the coming round's training starts from."""
         if "moved" not in self._rule.needs:

@@ -17,6 +17,7 @@ from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.settings import Party
 from gossipfl.gossip.window import ReplayWindow
 from gossipfl.identity import PeerId, Verifier
+from gossipfl.membership.document import MAX_DOCUMENT_BYTES
 from gossipfl.messages import (
     Body,
     Buffer,
@@ -123,6 +124,14 @@ class Post:
         self.channels = {peer: Channel(Verifier(party.membership.members[peer].public_key)) for peer in party.weights}
         self.dropped: Counter[str] = Counter()
 
+    def change_party(self, party: Party) -> None:
+        """Go on with another membership and other neighbours; what is remembered of those who stay is kept."""
+        self._party = party
+        self.channels = {
+            peer: self.channels.get(peer) or Channel(Verifier(party.membership.members[peer].public_key))
+            for peer in party.weights
+        }
+
     # ------------------------------------------------------------------------------------------ out
 
     def seal(self, encoded: Encoded, recipient: PeerId | None = None) -> Sealed:
@@ -192,7 +201,7 @@ class Post:
         if not channel.allowance.spend(now):
             channel.window.mark(header.incarnation, header.sequence)
             return [], self.offend(peer, "flood", now)
-        limit = self._max_body_bytes if envelope.kind in (Kind.DELTA, Kind.KEYFRAME) else SMALL_BODY_BYTES
+        limit = self._limit(envelope.kind)
         if header.body_bytes > limit:
             channel.window.mark(header.incarnation, header.sequence)
             return [], [*self.offend(peer, "oversized", now)]
@@ -202,6 +211,11 @@ class Post:
             return self._drop("body-digest")
         channel.window.mark(header.incarnation, header.sequence)
         return self._decode(peer, channel, envelope.kind, header, envelope.body, now)
+
+    def _limit(self, kind: int) -> int:
+        if kind in (Kind.DELTA, Kind.KEYFRAME):
+            return self._max_body_bytes
+        return MAX_DOCUMENT_BYTES + SMALL_BODY_BYTES if kind == Kind.MEMBERSHIP else SMALL_BODY_BYTES
 
     def renew_allowances(self) -> None:
         """Begin a round: what the neighbours said before counts no more."""

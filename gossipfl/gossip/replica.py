@@ -70,7 +70,7 @@ class Followed:
     newest version it is known to have published, ``acked`` the version of *our* replica that it holds, ``confirmed``
     the version of its own that this node last acknowledged, ``left_at`` the sequence number of its good-bye,
     ``misses`` how many synchronous rounds in a row have ended without it. ``owing``: it has said for too long that it
-    has published what it does not send.
+    has published what it does not send. ``membership``: the version that it last said is in force with it.
     """
 
     weight: float
@@ -93,6 +93,7 @@ class Followed:
     confirmed: int = 0
     misses: int = 0
     owing: bool = False
+    membership: int = 0
     lateness: Lateness = field(default_factory=Lateness)
     times: Times = field(default_factory=Times)
 

@@ -28,9 +28,11 @@ from gossipfl.digest import digest
 from gossipfl.errors import ConfigError
 from gossipfl.identity import SIGNATURE_BYTES, Identity, PeerId, Verifier, public_key_of
 from gossipfl.membership.roster import Membership
+from gossipfl.topology.graph import Topology, canonical_edges
 
 TYPE: Final = "gossipfl membership 1"
-MAX_DOCUMENT_BYTES: Final = 1 << 20
+MAX_DOCUMENT_BYTES: Final = 900_000
+"""Some 3,000 sites: a document travels in one frame."""
 MAX_SIGNERS: Final = 64
 
 _DOMAIN: Final = b"gossipfl/1/membership\0"
@@ -201,6 +203,14 @@ def check_successor(document: Document, current: Document) -> None:
         raise ConfigError(_too_few(document, current, f"version {old.version}'s"))
     if not document.complete:
         raise ConfigError(_too_few(document, document, "its own"))
+
+
+def graph_of(content: Content) -> Topology:
+    """Return the graph of a membership, its nodes in the order of their names."""
+    names = sorted(content.members)
+    number = {name: index for index, name in enumerate(names)}
+    edges = canonical_edges((number[one], number[other]) for one, other in content.edges)
+    return Topology(content.federation, len(names), edges, labels=tuple(names))
 
 
 def _too_few(document: Document, judge: Document, whose: str) -> str:

@@ -17,6 +17,7 @@ from gossipfl.messages.bodies import (
     KEY_BYTES,
     Body,
     Bye,
+    Charter,
     Grant,
     Hello,
     Kind,
@@ -51,6 +52,7 @@ from gossipfl.messages.frames import (
     signing_input,
     travels_inline,
 )
+from gossipfl.messages.sealed import OVERHEAD_BYTES, Veil
 
 __all__ = [
     "CHUNK_BYTES",
@@ -63,10 +65,12 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_META_BYTES",
     "MINOR",
+    "OVERHEAD_BYTES",
     "SIGNATURE_BYTES",
     "Body",
     "Buffer",
     "Bye",
+    "Charter",
     "Chunk",
     "Envelope",
     "Grant",
@@ -76,6 +80,7 @@ __all__ = [
     "Request",
     "Status",
     "Update",
+    "Veil",
     "chunk_digests",
     "chunk_spans",
     "decode_body",

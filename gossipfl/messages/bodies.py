@@ -27,11 +27,19 @@ class Kind(IntEnum):
     STATUS = 5
     GRANT = 6
     BYE = 7
+    MEMBERSHIP = 8
+
+
+_KINDS = frozenset(Kind)
+_WITH_PAYLOAD = frozenset({Kind.DELTA, Kind.KEYFRAME, Kind.MEMBERSHIP})
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Handshake: the model's layout, the common initial model, and where the sender's replica stands."""
+    """Handshake: the model's layout, the common initial model, and where the sender's replica stands.
+
+    ``membership``: the version in force at the sender; 0 where memberships have no versions.
+    """
 
     layout: bytes
     initial: bytes
@@ -40,6 +48,7 @@ class Hello:
     digest: bytes
     reply: bool
     agent: str = ""
+    membership: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +76,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Heartbeat: where the sender's replica stands, what it holds of others, and whether its rounds are over."""
+    """Heartbeat: where the sender's replica stands, what it holds of others, and whether its rounds are over.
+
+    ``membership`` as in ``Hello``.
+    """
 
     round: int
     version: int
     digest: bytes
     acks: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
     done: bool = False
+    membership: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +106,15 @@ class Bye:
     reason: str = ""
 
 
-Body: TypeAlias = Hello | Update | Request | Status | Grant | Bye
+@dataclass(frozen=True, slots=True)
+class Charter:
+    """A membership document: it is believed for its own signatures, whoever brings it."""
+
+    version: int
+    document: memoryview
+
+
+Body: TypeAlias = Hello | Update | Request | Status | Grant | Bye | Charter
 
 
 def encode_body(body: Body) -> bytes:
@@ -109,6 +130,7 @@ def encode_body(body: Body) -> bytes:
                 "d": body.digest,
                 "re": body.reply,
                 "a": body.agent,
+                **_membership(body.membership),
             }
         case Update():
             meta = {
@@ -122,13 +144,27 @@ def encode_body(body: Body) -> bytes:
         case Request():
             meta = {"h": body.have}
         case Status():
-            meta = {"r": body.round, "v": body.version, "d": body.digest, "k": _acks(body.acks), "e": body.done}
+            meta = {
+                "r": body.round,
+                "v": body.version,
+                "d": body.digest,
+                "k": _acks(body.acks),
+                "e": body.done,
+                **_membership(body.membership),
+            }
         case Grant():
             meta = {"in": body.incarnation, "s": body.sequence, "f": body.first, "n": body.count}
         case Bye():
             meta = {"why": body.reason[:200]}
+        case Charter():
+            meta = {"n": body.version}
+            payload = body.document
     packed = pack(meta)
     return b"".join((_META.pack(len(packed)), packed, payload))
+
+
+def _membership(version: int) -> dict[str, int]:
+    return {"m": version} if version else {}
 
 
 def _acks(acks: Mapping[bytes, tuple[int, int]]) -> dict[bytes, list[int]]:
@@ -137,6 +173,8 @@ def _acks(acks: Mapping[bytes, tuple[int, int]]) -> dict[bytes, list[int]]:
 
 def decode_body(kind: int, body: Buffer) -> Body:
     """Read the body of a verified message; raises MessageError, also for a kind this version does not know."""
+    if kind not in _KINDS:
+        raise MessageError("kind", str(kind))
     view = memoryview(body)
     if len(view) < _META.size:
         raise MessageError("body", "truncated")
@@ -145,7 +183,7 @@ def decode_body(kind: int, body: Buffer) -> Body:
         raise MessageError("body", "meta length")
     meta = unpack(view[_META.size : _META.size + meta_bytes], dict)
     payload = view[_META.size + meta_bytes :]
-    if kind not in (Kind.DELTA, Kind.KEYFRAME) and len(payload):
+    if kind not in _WITH_PAYLOAD and len(payload):
         raise MessageError("body", "trailing bytes")
     match kind:
         case Kind.HELLO:
@@ -157,6 +195,7 @@ def decode_body(kind: int, body: Buffer) -> Body:
                 digest=binary(meta.get("d"), DIGEST_BYTES),
                 reply=bool(meta.get("re")),
                 agent=text(meta.get("a", "")),
+                membership=counter(meta.get("m", 0)),
             )
         case Kind.DELTA | Kind.KEYFRAME:
             codec = counter(meta.get("c"))
@@ -178,13 +217,14 @@ def decode_body(kind: int, body: Buffer) -> Body:
                 digest=binary(meta.get("d"), DIGEST_BYTES),
                 acks=_read_acks(meta.get("k", {})),
                 done=bool(meta.get("e")),
+                membership=counter(meta.get("m", 0)),
             )
         case Kind.GRANT:
             return Grant(*(counter(meta.get(key)) for key in ("in", "s", "f", "n")))
-        case Kind.BYE:
-            return Bye(reason=text(meta.get("why", "")))
+        case Kind.MEMBERSHIP:
+            return Charter(counter(meta.get("n")), payload)
         case _:
-            raise MessageError("kind", str(kind))
+            return Bye(reason=text(meta.get("why", "")))
 
 
 def _read_acks(value: Any) -> dict[bytes, tuple[int, int]]:

@@ -13,7 +13,7 @@ from gossipfl.messages.bounded import Buffer, binary, counter, pack, unpack
 
 MAGIC = b"gf"
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 MAX_FRAME_BYTES = 1 << 20
 CHUNK_BYTES = 960 * 1024
 """Size of a body's chunks; with its header a chunk stays below ``MAX_FRAME_BYTES``."""

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from gossipfl.errors import ConfigError
 from gossipfl.identity import PeerId
-from gossipfl.membership.document import TYPE, Content, Document, FederationKey, Site
+from gossipfl.membership.document import TYPE, Content, Document, FederationKey, Site, graph_of
 from gossipfl.membership.roster import Member, federation_id_of
 from gossipfl.membership.sealing import check_of, new_key, seal_key
 from gossipfl.settings import suggest
-from gossipfl.topology.graph import Topology, canonical_edges
 
 if TYPE_CHECKING:
     from gossipfl.membership.document import Name
@@ -94,14 +93,6 @@ def renewed(
         _check_member(current.content, name)
         members[name] = members[name].model_copy(update={"peer_id": peer_id})
     return _next(current, issued, members=members, signers=signers, threshold=threshold, encrypted=encrypted)
-
-
-def graph_of(content: Content) -> Topology:
-    """Return the graph of a membership, its nodes in the order of their names."""
-    names = sorted(content.members)
-    number = {name: index for index, name in enumerate(names)}
-    edges = canonical_edges((number[one], number[other]) for one, other in content.edges)
-    return Topology(content.federation, len(names), edges, labels=tuple(names))
 
 
 def _next(

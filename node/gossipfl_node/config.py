@@ -43,11 +43,15 @@ Edge = Annotated[list[str], Field(min_length=2, max_length=2)]
 class FederationSpec(Spec):
     """What all sites must agree on: who is a member, who gossips with whom, and the common initial model.
 
+    Either ``membership`` names a signed file that says it all, whose later versions come by gossip; or it is said here,
+    and stays as it is.
+
     ``members`` maps each site's name to its peer id, ``edges`` are pairs of names. Everyone derives neighbours and
     mixing weights from the same edges; the order of members and edges does not matter. ``addresses`` maps names to the
     multiaddresses that the sites are dialled at over libp2p; a site that is not named there is waited for, or found.
     """
 
+    membership: FilePath | None = None
     name: Name
     members: dict[str, str] = Field(min_length=2)
     edges: list[Edge] = Field(min_length=1)
@@ -209,7 +213,27 @@ def load_state_folder(path: Path) -> Path:
 def _settings(path: Path) -> Settings:
     settings = Settings(SECTIONS)
     settings.add_file(path)
+    section = settings.get("federation")
+    if isinstance(section, dict) and "membership" in section:
+        _add_membership(settings, section, path)
     return settings
+
+
+def _add_membership(settings: Settings, section: dict[str, Any], path: Path) -> None:
+    """Fill the federation's section from the membership in force."""
+    from gossipfl_node.memberships import federation_section, known_versions
+
+    for key in ("name", "members", "edges", "addresses", "model_seed"):
+        if key in section:
+            raise ConfigError(f"{path}: federation.{key} is in the membership file already; remove it here")
+    site = settings.get("site")
+    installed, state = section["membership"], site.get("state") if isinstance(site, dict) else None
+    if not isinstance(installed, str) or not isinstance(state, str):
+        raise ConfigError(f"{path}: federation.membership and site.state must be paths in quotes")
+    folder = path.parent.absolute()
+    document = known_versions(folder / installed, folder / state)[-1]
+    for key, value in federation_section(document).items():
+        settings.add_option(f"federation.{key}", value, f"{installed}:")
 
 
 def _choice_mistakes(settings: Settings, path: Path) -> Iterator[str]:
@@ -229,7 +253,10 @@ def _resolved(spec: SiteSpec, folder: Path) -> SiteSpec:
         found = {name: getattr(part, name) for name in names}
         return part.model_copy(update={name: root / path for name, path in found.items() if path is not None})
 
-    update: dict[str, Any] = {"site": under(spec.site, "key", "state")}
+    update: dict[str, Any] = {
+        "site": under(spec.site, "key", "state"),
+        "federation": under(spec.federation, "membership"),
+    }
     if spec.broker is not None:
         broker = under(spec.broker, "password_file")
         tls = None if broker.tls is None else under(broker.tls, "ca", "cert", "key")

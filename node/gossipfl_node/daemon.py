@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gossipfl.errors import ConfigError, GossipflError, TransportUnavailable
 from gossipfl_node.direct import find_mistakes
 from gossipfl_node.journal import Journal
+from gossipfl_node.memberships import InstalledFile, Keeper
 from gossipfl_node.signals import StopSignals, capture_signals
 from gossipfl_node.site import Site
 from gossipfl_node.state import EVENTS_FILE, StateFolder
@@ -67,7 +68,18 @@ class Daemon:
         self._direct = site.direct_transport(incarnation, self._records) if site.spec.libp2p is not None else None
         transport = self._direct or site.broker_transport(patient=site.spec.waits_for_broker)
         compute = ThreadCompute(site.federation.me.name)
-        self._agent = Agent(core, learner, transport, compute, site.agent_options(), ledger)
+        self._keeper = Keeper(state.path, site.identity, incarnation, ledger)
+        self._installed = _installed(site, self._keeper)
+        self._agent = Agent(
+            core,
+            learner,
+            transport,
+            compute,
+            site.agent_options(),
+            ledger,
+            veil=site.veil(),
+            steward=self._keeper,
+        )
         self._standing = Standing(site, ledger, core, transport, self._direct, incarnation, learner.layout.size)
         self._phase = "starting"
         self._stopping = asyncio.Event()
@@ -184,9 +196,25 @@ class Daemon:
         while True:
             await asyncio.sleep(FLUSH_S)
             self._ledger.journal.flush()
+            self._look_for_membership()
             if loop.time() >= save_at:
                 await asyncio.to_thread(self._save, self._heard_records())
                 save_at = loop.time() + SAVE_S
+
+    def _look_for_membership(self) -> None:
+        """Take a newer version that an operator has put in the place of the installed one."""
+        if self._installed is None:
+            return
+        try:
+            document = self._installed.replaced()
+            if document is None:
+                return
+            self._standing.core.check_successor(document)
+        except ConfigError as error:
+            log.error("the membership file is not taken: %s", error)  # noqa: TRY400 - the line says it all
+            self._ledger.note("membership_refused", detail=str(error))
+        else:
+            self._agent.adopt(document)
 
     def _heard_records(self) -> tuple[bytes, ...]:
         return self._direct.address_records() if self._direct is not None else ()
@@ -207,6 +235,15 @@ class Daemon:
 
     def _document(self) -> dict[str, Any]:
         return self._standing.document(self._phase, asyncio.get_running_loop().time())
+
+
+def _installed(site: Site, keeper: Keeper) -> InstalledFile | None:
+    """Keep the version in force, as those will be that come later; None where memberships have no versions."""
+    path = site.spec.federation.membership
+    if path is None:
+        return None
+    keeper.save(site.documents[-1])
+    return InstalledFile(path)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -1,0 +1,31 @@
+"""What an agent needs from its host when another version of the membership comes into force."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gossipfl.gossip import Party
+    from gossipfl.identity import PeerId
+    from gossipfl.membership.document import Document
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """A version as this node sees it: its neighbours in ``party``, and the ``key`` that messages are sealed with.
+
+    ``party`` is None where this node is no member any more, ``key`` where messages are not sealed.
+    """
+
+    party: Party | None
+    members: Collection[PeerId]
+    key: bytes | None
+
+
+class Steward(Protocol):
+    """Whoever keeps the versions of the membership."""
+
+    async def keep(self, document: Document) -> Succession:
+        """Put a version on the disk, and return what it means for this node; raises UsageError where it cannot."""
