@@ -56,11 +56,14 @@ class Outgoing:
         """
         if not self._by_peer:
             return [], []
-        new = [(peer, bulk) for peer in sorted(peers) for bulk in QUEUED_FRAMES if (peer, bulk) not in self._lanes]
-        gone = [self._lanes.pop(key) for key in list(self._lanes) if key[0] not in peers]
+        wanted = [(peer, bulk) for peer in sorted(set(peers)) for bulk in QUEUED_FRAMES]
+        before, self._lanes = self._lanes, {}
+        for key in wanted:
+            self._lanes[key] = before.get(key) or Lane(key[1])
+        new = [lane for key, lane in self._lanes.items() if key not in before]
+        gone = [lane for key, lane in before.items() if key not in self._lanes]
         self._orphaned += sum(lane.give_up() for lane in gone)
-        self._lanes.update({(peer, bulk): Lane(bulk) for peer, bulk in new})
-        return [self._lanes[key] for key in new], gone
+        return new, gone
 
     @property
     def orphaned(self) -> int:

@@ -21,7 +21,7 @@ from gossipfl.agent.succession import Steward
 from gossipfl.compute import Compute, Timed
 from gossipfl.digest import vector_digest
 from gossipfl.errors import MessageError, TransportClosed, UsageError
-from gossipfl.gossip import Adopt, Effect, GossipCore, Mixing, Report, Send
+from gossipfl.gossip import Adopt, Convict, Effect, GossipCore, Mixing, Report, Send
 from gossipfl.messages import Veil
 from gossipfl.outgoing import Lane, Outgoing
 from gossipfl.robust.base import AttackView
@@ -265,6 +265,8 @@ class Agent:
                     self._report(effect)
                 case Adopt():
                     self.adopt(effect.document)
+                case Convict():
+                    self._convict(effect)
         self._arm()
         self._notify()
 
@@ -364,6 +366,11 @@ class Agent:
         if not self._adoptions.full():
             self._adoptions.put_nowait(document)
 
+    def _convict(self, convict: Convict) -> None:
+        self._report(Report("equivocation", convict.peer, {"detail": convict.proof.contradiction}))
+        if self._steward is not None:
+            self._steward.keep_proof(convict.peer, convict.proof)
+
     async def _follow_membership(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             document = await self._adoptions.get()
@@ -372,6 +379,7 @@ class Agent:
             except UsageError as error:
                 fields = {"version": document.content.version, "detail": str(error)}
                 self._report(Report("membership_refused", None, fields))
+                self.core.decline()
 
     async def _change_to(self, document: Document, tasks: asyncio.TaskGroup) -> None:
         if self._steward is None:

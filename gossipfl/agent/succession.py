@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gossipfl.gossip import Party
     from gossipfl.identity import PeerId
     from gossipfl.membership.document import Document
+    from gossipfl.messages import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,10 @@ class Succession:
 
 
 class Steward(Protocol):
-    """Whoever keeps the versions of the membership."""
+    """Whoever keeps the versions of the membership, and evidence against members."""
 
     async def keep(self, document: Document) -> Succession:
         """Put a version on the disk, and return what it means for this node; raises UsageError where it cannot."""
+
+    def keep_proof(self, peer: PeerId, proof: Proof) -> None:
+        """Put the proof of an equivocation on the disk; what fails is the steward's to tell."""

@@ -2,13 +2,14 @@
 
 from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.core import GossipCore, Mixing, Phase
-from gossipfl.gossip.effects import Adopt, Effect, Report, Send
+from gossipfl.gossip.effects import Adopt, Convict, Effect, Report, Send
 from gossipfl.gossip.mixing import Knowledge
 from gossipfl.gossip.settings import GossipSettings, Party
 
 __all__ = [
     "Adopt",
     "Charters",
+    "Convict",
     "Effect",
     "GossipCore",
     "GossipSettings",

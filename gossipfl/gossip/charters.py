@@ -27,6 +27,7 @@ class Charters:
         self._known = list(documents)
         for older, newer in pairwise(documents):
             check_successor(newer, older)
+        self._pending = False
         self._offered: dict[PeerId, tuple[int, float, float]] = {}
 
     @property
@@ -42,18 +43,25 @@ class Charters:
     def consider(self, charter: Charter) -> Document | None:
         """Return the version that a neighbour offers; None if it is no newer than the current one.
 
-        Raises ConfigError where it may not take the place of the current one.
+        Nor is any other looked at until it has been adopted or declined: whoever has more will offer it again. Raises
+        ConfigError where it may not take the place of the current one.
         """
-        if charter.version <= self.version:
+        if self._pending or charter.version <= self.version:
             return None
         document = Document.parse(bytes(charter.document))
         if document.content.version != charter.version:
             raise ConfigError("the version is another one than announced")
         check_successor(document, self.current)
+        self._pending = True
         return document
+
+    def decline(self) -> None:
+        """Take note that what was considered last has not come into force."""
+        self._pending = False
 
     def adopt(self, document: Document) -> None:
         """Take a version as the one in force; raises ConfigError where it may not be."""
+        self._pending = False
         check_successor(document, self.current)
         self._known.append(document)
         self._offered.clear()

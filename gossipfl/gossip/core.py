@@ -20,7 +20,7 @@ from gossipfl.gossip.replica import Followed
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
 from gossipfl.membership.document import check_successor
-from gossipfl.messages import Buffer, Bye, Kind
+from gossipfl.messages import Buffer, Bye, Kind, Proof
 from gossipfl.robust.base import Rule, Verdict
 
 if TYPE_CHECKING:
@@ -132,6 +132,17 @@ class GossipCore:
                 channel.window.incarnation, channel.window.highest = marks[peer]
                 channel.window.close_past()
 
+    # ------------------------------------------------------------------------------------------ evidence
+
+    @property
+    def proofs(self) -> Mapping[PeerId, Proof]:
+        """Who is known to have equivocated, and the proofs of it."""
+        return self.exchange.affairs.proofs
+
+    def restore_proofs(self, proofs: Mapping[PeerId, Proof]) -> None:
+        """Go on without those who are known to have equivocated."""
+        self.exchange.affairs.restore(proofs)
+
     # ------------------------------------------------------------------------------------------ membership
 
     def adopt(self, document: Document, party: Party, now: float) -> list[Effect]:
@@ -139,8 +150,8 @@ class GossipCore:
 
         Raises ConfigError where the document may not take the place of the one in force.
         """
-        assert self.exchange.charters is not None
-        self.exchange.charters.adopt(document)
+        assert self.exchange.affairs.charters is not None
+        self.exchange.affairs.charters.adopt(document)
         before = set(self.followed)
         self.exchange.change_party(party)
         self._mixer.keep_only(party.weights)
@@ -154,11 +165,16 @@ class GossipCore:
             effects += self.exchange.offer(peer, other.membership, now)
         return effects
 
+    def decline(self) -> None:
+        """Take note that a version of the membership could not be kept: it will be offered again."""
+        if self.exchange.affairs.charters is not None:
+            self.exchange.affairs.charters.decline()
+
     def check_successor(self, document: Document) -> None:
         """Raise ConfigError where ``document`` may not take the place of the membership in force."""
-        if self.exchange.charters is None:
+        if self.exchange.affairs.charters is None:
             raise ConfigError("this federation's membership has no versions")
-        check_successor(document, self.exchange.charters.current)
+        check_successor(document, self.exchange.affairs.charters.current)
 
     # ------------------------------------------------------------------------------------------ inputs
 

@@ -10,6 +10,7 @@ from gossipfl.identity import PeerId
 
 if TYPE_CHECKING:
     from gossipfl.membership.document import Document
+    from gossipfl.messages import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +42,12 @@ class Adopt:
     document: Document
 
 
-Effect: TypeAlias = Send | Report | Adopt
+@dataclass(frozen=True, slots=True)
+class Convict:
+    """A member has signed what contradicts itself: keep the proof on the disk. It is not heard any more."""
+
+    peer: PeerId
+    proof: Proof
+
+
+Effect: TypeAlias = Send | Report | Adopt | Convict

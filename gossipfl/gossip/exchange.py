@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from gossipfl.codec import Codec, codec_by_wire_id
-from gossipfl.errors import CodecError, ConfigError
+from gossipfl.errors import CodecError
+from gossipfl.gossip.affairs import Affairs
 from gossipfl.gossip.charters import Charters
-from gossipfl.gossip.effects import Adopt, Effect, Report, Send
+from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.post import Encoded, Opened, Post
 from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
-from gossipfl.messages import Bye, Charter, Hello, Kind, Request, Status, Update
+from gossipfl.messages import Bye, Charter, Evidence, Hello, Kind, Request, Status, Update
 
 INFINITY = float("inf")
+CONVICTED = "equivocation"
+"""Why a neighbour is refused that has said different things to different nodes."""
 ASK_BACK_OFF = 1.2
 """Gentle, so that about ten requests fit the shortest deadline: enough for a wire that loses a third of all frames."""
 RECENT_UPDATES = 2
@@ -54,7 +57,7 @@ class Exchange:
         self.followed = {peer: Followed(weight, self.own.vector.clone()) for peer, weight in party.weights.items()}
         size = self.own.vector.numel()
         self.post = Post(party, max(codec.max_bytes(size), KEYFRAME_CODEC.max_bytes(size)) + 64 * 1024)
-        self.charters = charters
+        self.affairs = Affairs(party, self.post, charters, self.shut_out)
         self.open_round: float = INFINITY if settings.mode == "async" else -1
         self.own_round = 0
         self.own_step = 0
@@ -74,14 +77,20 @@ class Exchange:
         """Go on with another membership and other neighbours; of a new one nothing is held yet."""
         self._party = party
         self.post.change_party(party)
+        self.affairs.change_party(party)
         followed = {peer: self.followed.get(peer) or Followed(weight, None) for peer, weight in party.weights.items()}
         for peer, weight in party.weights.items():
             followed[peer].weight = weight
         self.followed = followed
+        for peer in self.affairs.proofs:
+            self.shut_out(peer)
 
-    @property
-    def _membership(self) -> int:
-        return 0 if self.charters is None else self.charters.version
+    def shut_out(self, peer: PeerId) -> None:
+        """Use nothing of a neighbour any more, now or after its restart."""
+        other = self.followed.get(peer)
+        if other is not None:
+            other.joined, other.refused, other.vector = True, CONVICTED, None
+            other.waiting.clear()
 
     # ------------------------------------------------------------------------------------------ speaking
 
@@ -97,7 +106,7 @@ class Exchange:
             own.round,
             own.digest,
             reply,
-            membership=self._membership,
+            membership=self.affairs.version,
         )
         return self.post.send(Kind.HELLO, body, peers)
 
@@ -111,6 +120,7 @@ class Exchange:
             codec=codec.wire_id,
             payload=memoryview(payload),
             acks=self._acks(),
+            witness=self.affairs.testimony(self.followed),
         )
         encoded = Encoded.of(Kind.DELTA, body)
         self._recent.append((body.version, encoded))
@@ -148,7 +158,8 @@ class Exchange:
 
     def _status(self, acks: Mapping[bytes, tuple[int, int]]) -> Status:
         own = self.own
-        return Status(own.round, own.version, own.digest, acks, self.done, self._membership)
+        witness = self.affairs.testimony(self.followed)
+        return Status(own.round, own.version, own.digest, acks, self.done, self.affairs.version, witness)
 
     def meet(self, peer: PeerId, now: float) -> list[Effect]:
         """Tell one neighbour, whose link has just come up, where this node stands: what it missed it will ask for."""
@@ -183,7 +194,9 @@ class Exchange:
         """Act on one authenticated message."""
         peer, body = message.peer, message.body
         other = self.followed[peer]
-        effects: list[Effect] = []
+        effects: list[Effect] = self.affairs.note(message)
+        if other.refused == CONVICTED:
+            return effects
         other.times.heard = now
         if other.lost:
             other.lost = False
@@ -196,7 +209,9 @@ class Exchange:
             case Hello():
                 effects += self._hear_hello(peer, other, body, now) + self.offer(peer, body.membership, now)
             case Charter():
-                effects += self._hear_charter(peer, body, now)
+                effects += self.affairs.hear_charter(peer, body, now)
+            case Evidence():
+                effects += self.affairs.hear_evidence(peer, body, now)
             case Bye():
                 if not other.left:
                     other.left, other.left_at = True, message.sequence
@@ -207,6 +222,7 @@ class Exchange:
             case Update():
                 other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
+                effects += self.affairs.hear_testimony(peer, body.witness, now)
                 if message.kind == Kind.DELTA:
                     effects += self._hear_delta(peer, other, body, now)
                 else:
@@ -214,6 +230,7 @@ class Exchange:
             case Status():
                 other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
+                effects += self.affairs.hear_testimony(peer, body.witness, now)
                 effects += self._hear_status(peer, other, body, now) + self.offer(peer, body.membership, now)
             case Request():
                 effects += self._answer(peer, other, body, now)
@@ -222,25 +239,9 @@ class Exchange:
         return effects
 
     def offer(self, peer: PeerId, theirs: int, now: float) -> list[Effect]:
-        """Send a neighbour the membership, if it says that it has an older one (0: that it has none with a version)."""
+        """Note which version of the membership a neighbour has, and send it the one in force where it has an older."""
         self.followed[peer].membership = theirs
-        if self.charters is None or not theirs:
-            return []
-        effects: list[Effect] = []
-        for charter in self.charters.offers(peer, theirs, now):
-            sealed = self.post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer)
-            effects.append(Send((peer,), sealed.frame, epoch=theirs))
-        return effects
-
-    def _hear_charter(self, peer: PeerId, charter: Charter, now: float) -> list[Effect]:
-        if self.charters is None:
-            return []
-        try:
-            document = self.charters.consider(charter)
-        except ConfigError as error:
-            refused = Report("membership_refused", peer, {"version": charter.version, "detail": str(error)})
-            return [refused, *self.post.offend(peer, "membership", now)]
-        return [] if document is None else [Adopt(document)]
+        return self.affairs.offer(peer, theirs, now)
 
     def _hear_hello(self, peer: PeerId, other: Followed, hello: Hello, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -261,7 +262,7 @@ class Exchange:
             other.vector = None
             effects.append(Report("initial_model_differs", peer))
         effects.append(Report("neighbour_joined", peer, {"round": hello.round, "version": hello.version}))
-        return effects + self._mend(peer, other, now)
+        return effects + self.affairs.show_proofs(peer) + self._mend(peer, other, now)
 
     def _hear_acks(self, other: Followed, acks: Mapping[bytes, tuple[int, int]]) -> None:
         mine = acks.get(self._party.identity.public_key)

@@ -14,20 +14,22 @@ Reading goes in steps, each bounded before the next: ``parse_frame`` (lengths, s
 """
 
 from gossipfl.messages.bodies import (
-    KEY_BYTES,
     Body,
     Bye,
     Charter,
+    Evidence,
     Grant,
     Hello,
     Kind,
     Request,
+    Seen,
     Status,
     Update,
     decode_body,
     encode_body,
 )
 from gossipfl.messages.bounded import (
+    KEY_BYTES,
     MAX_COUNTER,
     MAX_META_BYTES,
     Buffer,
@@ -44,6 +46,7 @@ from gossipfl.messages.frames import (
     Chunk,
     Envelope,
     Header,
+    Stated,
     chunk_digests,
     chunk_spans,
     frame_chunk,
@@ -53,6 +56,7 @@ from gossipfl.messages.frames import (
     travels_inline,
 )
 from gossipfl.messages.sealed import OVERHEAD_BYTES, Veil
+from gossipfl.messages.statements import Proof, Statement
 
 __all__ = [
     "CHUNK_BYTES",
@@ -73,11 +77,16 @@ __all__ = [
     "Charter",
     "Chunk",
     "Envelope",
+    "Evidence",
     "Grant",
     "Header",
     "Hello",
     "Kind",
+    "Proof",
     "Request",
+    "Seen",
+    "Stated",
+    "Statement",
     "Status",
     "Update",
     "Veil",

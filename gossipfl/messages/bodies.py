@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 from gossipfl.digest import DIGEST_BYTES
 from gossipfl.errors import MessageError
-from gossipfl.messages.bounded import MAX_META_BYTES, Buffer, binary, counter, pack, text, unpack
+from gossipfl.messages.bounded import KEY_BYTES, MAX_META_BYTES, Buffer, binary, counter, pack, text, unpack
+from gossipfl.messages.statements import Statement, pack_statements, unpack_statements
 
-KEY_BYTES = 32
+SEEN_BYTES = 16
 
 _META = struct.Struct("<I")
 
@@ -28,10 +29,11 @@ class Kind(IntEnum):
     GRANT = 6
     BYE = 7
     MEMBERSHIP = 8
+    EVIDENCE = 9
 
 
 _KINDS = frozenset(Kind)
-_WITH_PAYLOAD = frozenset({Kind.DELTA, Kind.KEYFRAME, Kind.MEMBERSHIP})
+_WITH_PAYLOAD = frozenset({Kind.DELTA, Kind.KEYFRAME, Kind.MEMBERSHIP, Kind.EVIDENCE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,26 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a node holds of another's replica: the start of its digest is enough to tell whether two hold the same."""
+
+    incarnation: int
+    version: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, incarnation: int, version: int, digest: bytes) -> Seen:
+        """Return what is told of a replica."""
+        return cls(incarnation, version, digest[:SEEN_BYTES])
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """A delta (``version - 1`` to ``version``) or, in a keyframe, the whole public replica.
 
     ``digest`` is that of the replica after the update. ``acks`` maps a follower's public key to the
-    (incarnation, version) of that node's replica that the sender of this update holds.
+    (incarnation, version) of that node's replica that the sender of this update holds. ``witness`` tells those who
+    follow the same nodes what it holds of them.
     """
 
     round: int
@@ -65,6 +82,7 @@ class Update:
     codec: int
     payload: memoryview
     acks: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+    witness: Mapping[bytes, Seen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,7 @@ class Status:
     acks: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
     done: bool = False
     membership: int = 0
+    witness: Mapping[bytes, Seen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,14 @@ class Charter:
     document: memoryview
 
 
-Body: TypeAlias = Hello | Update | Request | Status | Grant | Bye | Charter
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a third node has signed: one statement, to compare with, or two that contradict each other."""
+
+    statements: tuple[Statement, ...]
+
+
+Body: TypeAlias = Hello | Update | Request | Status | Grant | Bye | Charter | Evidence
 
 
 def encode_body(body: Body) -> bytes:
@@ -139,6 +165,7 @@ def encode_body(body: Body) -> bytes:
                 "d": body.digest,
                 "c": body.codec,
                 "k": _acks(body.acks),
+                **_witness(body.witness),
             }
             payload = body.payload
         case Request():
@@ -151,6 +178,7 @@ def encode_body(body: Body) -> bytes:
                 "k": _acks(body.acks),
                 "e": body.done,
                 **_membership(body.membership),
+                **_witness(body.witness),
             }
         case Grant():
             meta = {"in": body.incarnation, "s": body.sequence, "f": body.first, "n": body.count}
@@ -159,12 +187,20 @@ def encode_body(body: Body) -> bytes:
         case Charter():
             meta = {"n": body.version}
             payload = body.document
+        case Evidence():
+            meta = {}
+            payload = pack_statements(body.statements)
     packed = pack(meta)
     return b"".join((_META.pack(len(packed)), packed, payload))
 
 
 def _membership(version: int) -> dict[str, int]:
     return {"m": version} if version else {}
+
+
+def _witness(witness: Mapping[bytes, Seen]) -> dict[str, Any]:
+    seen = {key: [each.incarnation, each.version, each.digest] for key, each in witness.items()}
+    return {"w": seen} if seen else {}
 
 
 def _acks(acks: Mapping[bytes, tuple[int, int]]) -> dict[bytes, list[int]]:
@@ -206,6 +242,7 @@ def decode_body(kind: int, body: Buffer) -> Body:
                 codec=codec,
                 payload=payload,
                 acks=_read_acks(meta.get("k", {})),
+                witness=_read_witness(meta.get("w", {})),
             )
         case Kind.REQUEST:
             have = meta.get("h")
@@ -218,13 +255,27 @@ def decode_body(kind: int, body: Buffer) -> Body:
                 acks=_read_acks(meta.get("k", {})),
                 done=bool(meta.get("e")),
                 membership=counter(meta.get("m", 0)),
+                witness=_read_witness(meta.get("w", {})),
             )
         case Kind.GRANT:
             return Grant(*(counter(meta.get(key)) for key in ("in", "s", "f", "n")))
         case Kind.MEMBERSHIP:
             return Charter(counter(meta.get("n")), payload)
+        case Kind.EVIDENCE:
+            return Evidence(unpack_statements(payload))
         case _:
             return Bye(reason=text(meta.get("why", "")))
+
+
+def _read_witness(value: Any) -> dict[bytes, Seen]:
+    if not isinstance(value, dict):
+        raise MessageError("field", "witness")
+    seen = {}
+    for key, each in value.items():
+        if not isinstance(each, list) or len(each) < 3:
+            raise MessageError("field", "witness")
+        seen[binary(key, KEY_BYTES)] = Seen(counter(each[0]), counter(each[1]), binary(each[2], SEEN_BYTES))
+    return seen
 
 
 def _read_acks(value: Any) -> dict[bytes, tuple[int, int]]:

@@ -138,15 +138,14 @@ class Transport(ABC):
     async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
         """Have ``peers``, and nobody else, for peers from now on; ``members`` are all who may ever be believed.
 
-        ``self.peers`` is ``frozenset(peers)`` before this first waits. From then on frames from former peers, those that
-        wait inside the transport among them, are dropped and counted, and so are frames to them that ``send`` took and
-        that are not on the wire yet; what is on the wire already may still arrive. Links to those who stay lose nothing.
+        ``self.peers`` is ``frozenset(peers)`` before this first waits. From then on frames from former peers, even if
+        they wait inside the transport already, are dropped and counted, and so are frames to them that ``send`` has
+        taken and that are not on the wire yet; what is on the wire may arrive. Links to those who stay lose nothing.
 
-        Returns when the other side of the wire (a broker, the links that end) has taken note. It does not wait for
-        anybody new: that link comes up later, as after ``start``, and ``events`` tells. A link that is down, or breaks
-        meanwhile, is no error and not waited for: the next connection is made for these peers. May be called before
-        ``start``, while others send and receive, while another call waits (the last call decides), and again with the
-        same peers, which changes nothing.
+        Returns when a broker has answered, and when the links that end are closed. Whoever is new is not waited for:
+        that link comes up later, as after ``start``, and ``events`` tells. A link that is down, or breaks meanwhile, is
+        no error: the next connection is made for these peers. May be called before ``start``, while others send and
+        receive, while another call waits (the last one decides), and again with the same peers, which changes nothing.
 
         ``members`` matter where connections prove who is there: no connection is held with anybody else, and what they
         sign about themselves is not believed. Whoever is a peer is a member.

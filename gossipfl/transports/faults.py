@@ -168,10 +168,11 @@ class FaultyTransport(Transport):
                 at_once.append(peer)
             if successor_of is not None:
                 asyncio.get_running_loop().call_soon(successor_of.set)
-        at_once = [peer for peer in at_once if self._is_peer_still(peer)]
+        at_once = [peer for peer in at_once if self._may_go_on(peer)]
         return await self._inner.send(at_once, content, bulk=bulk) if at_once else True
 
-    def _is_peer_still(self, peer: PeerId) -> bool:
+    def _may_go_on(self, peer: PeerId) -> bool:
+        """Count a frame whose recipient has ceased to be a peer on the way, and say whether it has not."""
         if peer not in self.peers:
             self.counters.count_drop(FORMER_PEER)
         return peer in self.peers
@@ -214,7 +215,7 @@ class FaultyTransport(Transport):
                 async with asyncio.timeout(REORDER_HOLD_S):
                     await overtaken.wait()
         await asyncio.sleep(delay_s)
-        if not self._is_peer_still(peer):
+        if not self._may_go_on(peer):
             return
         reason = self._plan.cuts(self.me, peer, self._now_s())
         if reason:

@@ -16,7 +16,7 @@ SIGNERS = [make_identity(200), make_identity(201), make_identity(202)]
 
 def ring(nodes: int) -> list[tuple[str, str]]:
     """Edges of a ring of n0, n1, ..."""
-    return [(f"n{node}", f"n{(node + 1) % nodes}") for node in range(nodes)]
+    return [(f"n{node}", f"n{(node + 1) % nodes}") for node in range(nodes if nodes > 2 else nodes - 1)]
 
 
 def make_first(
