@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from gossipfl.agent.lateness import Latecomer
 from gossipfl.agent.options import AgentOptions, Liar
 from gossipfl.agent.reports import AgentResult, Observer, RoundReport
 from gossipfl.agent.succession import Steward
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from gossipfl.membership.document import Document
 
 T = TypeVar("T")
+
+FAREWELL_POLL_S, FAREWELL_POLLS = 0.02, 100
+"""How often, and how many times at most, it is asked whether those who leave have been told."""
 
 OFFLOAD_PARAMETERS = 1_000_000
 """From this size on, arithmetic leaves the event loop: below it, the hand-over costs more than it saves."""
@@ -100,6 +104,7 @@ class Agent:
                 ]
                 self._forward(tasks, self._outgoing.lanes)
                 await self._join()
+                await self._catch_up()
                 await self._rounds()
                 personalised = await self._personalise()
                 await self._drain()
@@ -139,6 +144,14 @@ class Agent:
         if not joined and not self._stopping.is_set():
             silent = [peer for peer, other in self.core.followed.items() if not other.joined]
             self._report(Report("join_timeout", None, {"silent": silent}))
+
+    async def _catch_up(self) -> None:
+        limits = self._options.catch_up
+        if limits is None:
+            return
+        late = Latecomer(self.core, self.learner, self._compute, self._on_core, self._until)
+        for report in await late.catch_up(limits):
+            self._report(report)
 
     async def _drain(self) -> None:
         """Serve those who are not done yet, for a bounded time, then leave.
@@ -200,6 +213,7 @@ class Agent:
         if self._options.mode == "async" and not core.may_publish(self._loop.time()):
             core.skip()
             return None
+        await self._on_core(lambda: core.hold_back(vector))
         lie = await self._on_core(self._lie)
         target = vector if lie is None else lie
         self._perform(await self._on_core(lambda: core.publish(target, self._loop.time())))
@@ -386,6 +400,8 @@ class Agent:
             return
         succession = await self._steward.keep(document)
         party = succession.party
+        self._perform(await self._on_core(lambda: self.core.farewell(document, party)))
+        await self._sent_or_late()
         if party is None:
             self._report(Report("removed", None, {"version": document.content.version}))
             self.stop()
@@ -399,6 +415,13 @@ class Agent:
         for lane in gone:
             self._senders.pop(lane).cancel()
         self._perform(effects)
+
+    async def _sent_or_late(self) -> None:
+        """Return when all is on the wire; soon anyway, for a neighbour may be out of reach."""
+        for _ in range(FAREWELL_POLLS):
+            if self._outgoing.idle:
+                return
+            await asyncio.sleep(FAREWELL_POLL_S)
 
     def _forward(self, tasks: asyncio.TaskGroup, lanes: Iterable[Lane]) -> None:
         for lane in lanes:

@@ -239,6 +239,32 @@ def show(
         typer.echo(f"{name}  {site.peer_id}  with {', '.join(links)}")
 
 
+@app.command(epilog="Example:  gossipfl federation evidence state/evidence/12D3Koo....json -m membership.json")
+def evidence(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A proof that a site has kept.")],
+    membership: Annotated[
+        Path | None, typer.Option("--membership", "-m", metavar="FILE", help="Name the member whose key it is.")
+    ] = None,
+) -> None:
+    """Check the proof that a member has signed contradictions; exit code 2 where it proves nothing."""
+    from gossipfl.identity import peer_id_of
+    from gossipfl.messages.statements import read_proof
+    from gossipfl.provision.folder import read_document
+
+    try:
+        proof = read_proof(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"evidence {path} cannot be read: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    sender = peer_id_of(proof.sender)
+    name = ""
+    if membership is not None:
+        members = read_document(membership).content.members
+        name = next((f"{name} " for name, site in members.items() if site.peer_id == sender), "no member, ")
+    typer.echo(f"proved: {name}{sender} has signed {proof.contradiction}")
+
+
 def _put_in_force(home: FederationFolder, document: Document) -> None:
     if not document.complete:
         path = home.propose(document)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gossipfl.gossip.replica import Followed
     from gossipfl.gossip.settings import Party
     from gossipfl.identity import PeerId
+    from gossipfl.membership.document import Document
 
 
 class Affairs:
@@ -57,6 +58,13 @@ class Affairs:
             sealed = self._post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer)
             effects.append(Send((peer,), sealed.frame, epoch=theirs))
         return effects
+
+    def show(self, peer: PeerId, document: Document, theirs: int) -> list[Effect]:
+        """Send a neighbour with version ``theirs`` a document, whether or not it is in force here."""
+        if not theirs:
+            return []
+        charter = Charter(document.content.version, memoryview(document.encode()))
+        return [Send((peer,), self._post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer).frame, epoch=theirs)]
 
     def hear_charter(self, peer: PeerId, charter: Charter, now: float) -> list[Effect]:
         """Consider a version of the membership."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gossipfl.codec import Codec
 from gossipfl.errors import ConfigError
+from gossipfl.gossip import donors
 from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.effects import Effect, Report
 from gossipfl.gossip.exchange import INFINITY, Exchange
@@ -106,6 +107,7 @@ class GossipCore:
         self._codec = codec
         self._settings = settings
         self._times = _Clockwork()
+        self._restraint: donors.Restraint | None = None
         self._mixed = torch.empty_like(self.exchange.own.vector)
 
     @property
@@ -132,6 +134,44 @@ class GossipCore:
                 channel.window.incarnation, channel.window.highest = marks[peer]
                 channel.window.close_past()
 
+    # ------------------------------------------------------------------------------------------ coming late
+
+    @property
+    def lateness(self) -> int:
+        """By how many rounds at least half of the neighbours are ahead of this node."""
+        return donors.lateness(self.followed, self.round)
+
+    @property
+    def may_choose_donor(self) -> bool:
+        """Whether the replicas of all neighbours that can be heard are here."""
+        return donors.complete(self.followed)
+
+    def donors(self) -> list[PeerId]:
+        """Return neighbours in the order in which to try to start from their replicas."""
+        return donors.in_turn(self.followed)
+
+    def copy_of(self, peer: PeerId) -> Tensor | None:
+        """Return a neighbour's replica (d,), if it is here."""
+        vector = self.followed[peer].vector
+        return None if vector is None else vector.clone()
+
+    def start_from(self, model: Tensor) -> None:
+        """Begin the next round from another ``model`` (d,), where most neighbours are by now."""
+        self.round += self.lateness
+        self.exchange.own_round = self.round
+        if self._settings.mode == "sync":
+            self.exchange.open_round = self.round - 1
+        self._mixer.start_from(model.cpu())
+        self._restraint = donors.Restraint()
+
+    def hold_back(self, model: Tensor) -> None:
+        """Draw the trained ``model`` (d,) of a newcomer back, in place, to where its neighbours will listen."""
+        if self._restraint is None:
+            return
+        self._restraint.hold_back(model, self.followed)
+        if self._restraint.over:
+            self._restraint = None
+
     # ------------------------------------------------------------------------------------------ evidence
 
     @property
@@ -144,6 +184,15 @@ class GossipCore:
         self.exchange.affairs.restore(proofs)
 
     # ------------------------------------------------------------------------------------------ membership
+
+    def farewell(self, document: Document, party: Party | None) -> list[Effect]:
+        """Show neighbours that will be none any more why: whoever is no member then stops by itself."""
+        staying = set() if party is None else set(party.weights)
+        effects: list[Effect] = []
+        for peer, other in self.followed.items():
+            if peer not in staying:
+                effects += self.exchange.affairs.show(peer, document, other.membership)
+        return effects
 
     def adopt(self, document: Document, party: Party, now: float) -> list[Effect]:
         """Go on with a later version of the membership, in which this node is ``party``; all neighbours are told.

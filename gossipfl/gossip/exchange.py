@@ -205,6 +205,8 @@ class Exchange:
             if other.incarnation >= 0:
                 effects.append(Report("neighbour_restarted", peer, {"incarnation": message.incarnation}))
             other.restart(message.incarnation)
+        if isinstance(body, Hello | Update | Status):
+            other.told_round = max(other.told_round, body.round)
         match body:
             case Hello():
                 effects += self._hear_hello(peer, other, body, now) + self.offer(peer, body.membership, now)

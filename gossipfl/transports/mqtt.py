@@ -176,6 +176,8 @@ class MqttTransport(Transport):
             async with asyncio.TaskGroup() as group:
                 group.create_task(session.watch(), name=f"mqtt[{self.me}].watch")
                 await session.set_up(first=not started.done())
+                if self._closed:  # Python 3.11 swallows a cancellation that comes together with the broker's answer
+                    raise asyncio.CancelledError
                 self._link_is_up(session, started)
                 group.create_task(session.follow(), name=f"mqtt[{self.me}].follow")
         except ExceptionGroup as failures:

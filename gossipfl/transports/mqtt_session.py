@@ -129,6 +129,7 @@ class MqttSession:
             raise TransportUnavailable(f"connection lost: {error.__cause__ or error}") from None
         finally:
             self._broken = True
+            self._topics_changed.set()
             self._caught_up.set()
             loop = asyncio.get_running_loop()
             for sending in self._sending:
@@ -152,12 +153,12 @@ class MqttSession:
             raise _unavailable(error, self._options) from None
 
     async def follow(self) -> None:
-        """Keep the subscriptions what the topics say, for ever; raises TransportUnavailable when the link fails.
+        """Keep the subscriptions what the topics say; raises TransportUnavailable when the link fails.
 
         A topic that the broker refuses is asked for again after the longest wait of the back-off.
         """
         try:
-            while True:
+            while not self._broken:  # a cancellation does not suffice, see ``MqttTransport._connected_once``
                 self._topics_changed.clear()
                 await self._adjust(essential=())
                 if not self._topics_changed.is_set():

@@ -28,7 +28,7 @@ Level: TypeAlias = Annotated[
 ]
 
 
-@app.command(epilog="Exit code: 0 ended when asked to; 2 a mistake; 143 or 130 ended by a second signal.")
+@app.command(epilog="Exit code: 0 ended when asked to; 2 a mistake; 3 no member any more; 143, 130 by a second signal.")
 def run(
     site: SiteFile,
     log_level: Level = "info",
@@ -41,7 +41,7 @@ def run(
 
     spec = load_site(site)
     start_logging(log_level, as_json=json_logs)
-    run_site(spec)
+    raise typer.Exit(run_site(spec))
 
 
 @app.command(epilog="Exit code: 0 nothing found; 2 a mistake, with one line on stderr for each.")

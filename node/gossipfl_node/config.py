@@ -121,6 +121,18 @@ class Libp2pSection(Spec):
         return ", ".join(self.listen)
 
 
+class CatchUpSection(Spec):
+    """What a site does that starts late, or again after a long time: it takes over a neighbour's model.
+
+    ``rounds``: how far behind most neighbours it must be for that; 0: never. ``wait_s``: how long it waits for their
+    models. ``slack``: a model is passed over whose loss on the site's data is more than so many times that of its own.
+    """
+
+    rounds: Count = 20
+    wait_s: Seconds = 60.0
+    slack: Annotated[float, Field(gt=0)] = 1.0
+
+
 class ShareSpec(Spec):
     """Which part of a data set is this site's, where several sites load the same one: part ``index`` ``of`` so many."""
 
@@ -142,6 +154,7 @@ class SiteSpec(Spec):
     rule: RuleSpec = Field(default_factory=RuleSpec)
     codec: CodecSpec = Field(default_factory=CodecSpec)
     gossip: GossipSpec = Field(default_factory=GossipSpec)
+    catch_up: CatchUpSection = Field(default_factory=CatchUpSection)
     mode: Literal["async", "sync"] = "async"
     rounds: Positive | None = None
     evaluate_every: Positive = 10

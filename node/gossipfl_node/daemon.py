@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gossipfl.errors import ConfigError, GossipflError, TransportUnavailable
 from gossipfl_node.direct import find_mistakes
 from gossipfl_node.journal import Journal
-from gossipfl_node.memberships import InstalledFile, Keeper
+from gossipfl_node.memberships import InstalledFile, Keeper, known_proofs
 from gossipfl_node.signals import StopSignals, capture_signals
 from gossipfl_node.site import Site
 from gossipfl_node.state import EVENTS_FILE, StateFolder
@@ -21,6 +21,8 @@ from gossipfl_node.status_socket import status_server
 if TYPE_CHECKING:
     from gossipfl_node.config import SiteSpec
 
+EXIT_REMOVED = 3
+"""The federation has gone on without this site: to start it again is of no use."""
 FLUSH_S = 1.0
 """How long an event may wait in memory."""
 SAVE_S = 10.0
@@ -31,8 +33,11 @@ BROKER_PAUSE_S = 3.0
 log = logging.getLogger(__name__)
 
 
-def run_site(spec: SiteSpec) -> None:
-    """Be the daemon of a site until it is asked to end, or its rounds are over; raises a UsageError for mistakes."""
+def run_site(spec: SiteSpec) -> int:
+    """Be the daemon of a site until it is asked to end, or its rounds are over; raises a UsageError for mistakes.
+
+    Returns the exit code: 0, or ``EXIT_REMOVED`` where the site is no member any more.
+    """
     site = Site(spec)
     name = site.federation.me.name
     log.info("site %s (%s) of federation %s", name, site.identity.peer_id, spec.federation.name)
@@ -43,8 +48,10 @@ def run_site(spec: SiteSpec) -> None:
         capture_signals() as signals,
         Journal(state.path / EVENTS_FILE, name, spec.site.events_bytes) as journal,
     ):
-        daemon = Daemon(site, state, Ledger(site.federation, journal))
+        ledger = Ledger(site.federation, journal)
+        daemon = Daemon(site, state, ledger)
         asyncio.run(daemon.serve(signals))
+    return EXIT_REMOVED if ledger.events["removed"] else 0
 
 
 class Daemon:
@@ -64,6 +71,7 @@ class Daemon:
         learner = site.learner(incarnation)
         core = site.core(learner, incarnation)
         core.restore_replay_marks(state.replay_marks())
+        core.restore_proofs(known_proofs(state.path))
         self._records: tuple[bytes, ...] = tuple(state.address_records())
         self._direct = site.direct_transport(incarnation, self._records) if site.spec.libp2p is not None else None
         transport = self._direct or site.broker_transport(patient=site.spec.waits_for_broker)
@@ -212,6 +220,7 @@ class Daemon:
             self._standing.core.check_successor(document)
         except ConfigError as error:
             log.error("the membership file is not taken: %s", error)  # noqa: TRY400 - the line says it all
+            self._ledger.events["membership_refused"] += 1
             self._ledger.note("membership_refused", detail=str(error))
         else:
             self._agent.adopt(document)

@@ -30,7 +30,7 @@ MAX_LINE_BYTES = 4096
 """Longest request line, and longest header."""
 MAX_HEADERS = 64
 MAX_CONNECTIONS = 8
-"""How many clients are served at a time; others are told to come again."""
+"""How many clients are served at a time; one more takes the place of the oldest, who by then is likely to be idle."""
 BACKLOG = 16
 CLIENT_S = 5.0
 """How long a client may take for its request, and again for reading the answer."""
@@ -199,13 +199,28 @@ def shown(host: str, port: int) -> str:
 
 async def read_request(reader: asyncio.StreamReader) -> Request:
     """Read up to the end of the headers; RefusedError for what is no request, EOFError where nothing came."""
-    line = await _line(reader, HTTPStatus.REQUEST_URI_TOO_LONG)
+    try:
+        line = await _line(reader, HTTPStatus.REQUEST_URI_TOO_LONG)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise RefusedError(HTTPStatus.BAD_REQUEST) from None
+        raise
     start = _REQUEST_LINE.fullmatch(line)
     if start is None:
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     method, target, major, minor = (part.decode("ascii") for part in start.groups())
     if major != "1":
         raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+    try:
+        headers = await _headers(reader)
+    except asyncio.IncompleteReadError:
+        raise RefusedError(HTTPStatus.BAD_REQUEST) from None
+    if minor != "0" and "host" not in headers:
+        raise RefusedError(HTTPStatus.BAD_REQUEST)
+    return Request(method, target.partition("?")[0], headers)
+
+
+async def _headers(reader: asyncio.StreamReader) -> dict[str, str]:
     headers: dict[str, str] = {}
     room = MAX_HEADERS
     while line := await _line(reader, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE):
@@ -219,9 +234,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request:
         if name == "host" and name in headers:
             raise RefusedError(HTTPStatus.BAD_REQUEST)
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if minor != "0" and "host" not in headers:
-        raise RefusedError(HTTPStatus.BAD_REQUEST)
-    return Request(method, target.partition("?")[0], headers)
+    return headers
 
 
 async def _line(reader: asyncio.StreamReader, too_long: HTTPStatus) -> bytes:
@@ -229,10 +242,6 @@ async def _line(reader: asyncio.StreamReader, too_long: HTTPStatus) -> bytes:
         line = await reader.readuntil(b"\n")
     except asyncio.LimitOverrunError:
         raise RefusedError(too_long) from None
-    except asyncio.IncompleteReadError as error:
-        if error.partial:
-            raise RefusedError(HTTPStatus.BAD_REQUEST) from None
-        raise
     return line[:-1].removesuffix(b"\r")
 
 
@@ -245,13 +254,11 @@ class _Desk:
         self._serving: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one client, whatever it does."""
-        if len(self._serving) >= MAX_CONNECTIONS:
-            writer.write(Response.text(HTTPStatus.SERVICE_UNAVAILABLE, **{"Retry-After": "1"}).encode())
-            writer.close()  # nothing is awaited: this much fits into the socket's own buffer
-            return
+        """Answer one client, whatever it does: clients that only hold on keep nobody else out."""
         task = asyncio.current_task()
         assert task is not None
+        while len(self._serving) >= MAX_CONNECTIONS:
+            self._serving.pop(next(iter(self._serving))).transport.abort()
         self._serving[task] = writer
         try:
             await self._answer(reader, writer)
@@ -261,7 +268,7 @@ class _Desk:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-            del self._serving[task]
+            self._serving.pop(task, None)
 
     async def close(self) -> None:
         """End all that is under way."""

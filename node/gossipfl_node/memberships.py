@@ -2,6 +2,8 @@
 
 state/memberships/
   000002.json       a version that was in force here, oldest first; those before the installed one are not known
+state/evidence/
+  12D3Koo....json   the proof that this member has equivocated; delete it to hear the member again
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossipfl.errors import ConfigError
+from gossipfl.identity import peer_id_of
 from gossipfl.membership.document import Document, check_first, check_successor
 from gossipfl.membership.roster import federation_id_of
+from gossipfl.messages.statements import format_proof, read_proof
 
 if TYPE_CHECKING:
     from gossipfl.agent import Succession
     from gossipfl.identity import Identity, PeerId
+    from gossipfl.messages import Proof
     from gossipfl_node.status import Ledger
 
 FOLDER = "memberships"
+EVIDENCE_FOLDER = "evidence"
 MAX_KEPT = 64
 """Versions kept, each some 200 bytes a site; a neighbour with an older one is brought up to date by others."""
 
@@ -115,6 +121,19 @@ def name_of(document: Document, peer_id: PeerId) -> str | None:
     return next((name for name, site in document.content.members.items() if site.peer_id == peer_id), None)
 
 
+def known_proofs(state: Path) -> dict[PeerId, Proof]:
+    """Return who is known to have equivocated, with the proof; files that prove nothing are left aside."""
+    proofs = {}
+    for path in sorted((state / EVIDENCE_FOLDER).glob("*.json")):
+        try:
+            proof = read_proof(path.read_bytes())
+        except (OSError, ConfigError) as error:
+            log.warning("left aside: %s: %s", path, error)
+        else:
+            proofs[peer_id_of(proof.sender)] = proof
+    return proofs
+
+
 class InstalledFile:
     """The membership file that site.toml names, which an operator may replace while the daemon runs."""
 
@@ -169,6 +188,17 @@ class Keeper:
                 old.unlink()
         except OSError as error:
             raise ConfigError(f"membership {path} cannot be written: {error.strerror}") from None
+
+    def keep_proof(self, peer: PeerId, proof: Proof) -> None:
+        """Put the proof of an equivocation on the disk; where it fails, it is known until the next start alone."""
+        from gossipfl_node.state import write_atomically
+
+        path = self.state / EVIDENCE_FOLDER / f"{peer}.json"
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(path, format_proof(proof))
+        except OSError as error:
+            log.error("evidence %s cannot be written: %s", path, error.strerror)  # noqa: TRY400 - one line
 
     def succession(self, document: Document) -> Succession:
         """Return what a version means for this node."""

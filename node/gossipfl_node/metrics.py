@@ -178,7 +178,10 @@ class Metrics:
 
     def page(self, accept: str = "") -> tuple[str, bytes]:
         """Return content type and text in the best format that ``accept`` (of an HTTP request) names."""
-        _, chosen = choose_encoder(accept)
+        try:
+            _, chosen = choose_encoder(accept)
+        except TypeError:  # of a version such as 1.x, which the library compares with a number
+            chosen = ""
         # The format's two names, whatever versions and escapings were asked for: no request makes a third rendering.
         kind = OPENMETRICS if chosen.startswith(OPENMETRICS) else ""
         now = self._clock()

@@ -150,9 +150,9 @@ class Site:
 
     def agent_options(self) -> AgentOptions:
         """Return how the agent works."""
-        from gossipfl.agent import AgentOptions
+        from gossipfl.agent import AgentOptions, CatchUp
 
-        spec = self.spec
+        spec, late = self.spec, self.spec.catch_up
         return AgentOptions(
             local_steps=spec.train.local_steps,
             rounds=spec.rounds,
@@ -161,6 +161,7 @@ class Site:
             join_timeout_s=spec.gossip.join_timeout_s,
             drain_s=spec.gossip.drain_s,
             round_every_s=spec.site.round_every_s,
+            catch_up=CatchUp(late.rounds, late.wait_s, late.slack) if late.rounds else None,
         )
 
 

@@ -169,6 +169,7 @@ class Standing:
             "phase": phase,
             "up_since": ledger.started_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
             "uptime_s": round(ledger.elapsed_s, 3),
+            "membership": self._membership(),
             "mode": spec.mode,
             "rule": spec.rule.name,
             "codec": spec.codec.name,
@@ -183,6 +184,18 @@ class Standing:
             "dropped": dict(sorted(core.exchange.post.dropped.items())),
             "traffic": self._traffic(),
             "events": dict(sorted(ledger.events.items())),
+        }
+
+    def _membership(self) -> dict[str, Any] | None:
+        charters = self.core.exchange.affairs.charters
+        if charters is None:
+            return None
+        content = charters.current.content
+        return {
+            "version": content.version,
+            "issued": content.issued,
+            "members": len(content.members),
+            "encrypted": content.key is not None,
         }
 
     def _last_round(self) -> dict[str, Any] | None:

@@ -184,16 +184,18 @@ class _Machine:
         return node
 
 
-Choice = tuple[Callable[[], bool], Callable[[bytes, bytes], bytes]]
-"""Whether a change of names has reached the disk, and what a file holds whose safe and written bytes are given."""
+Choice = tuple[Callable[[Path], bool], Callable[[bytes, bytes], bytes]]
+"""Whether a change of names in a folder has reached the disk; what a file holds, given its safe and written bytes."""
 
-LOST: Callable[[bytes, bytes], bytes] = lambda safe, written: safe  # noqa: E731
-WRITTEN: Callable[[bytes, bytes], bytes] = lambda safe, written: written  # noqa: E731
 EXTREMES: list[Choice] = [
-    (lambda: False, LOST),
-    (lambda: False, WRITTEN),
-    (lambda: True, LOST),
-    (lambda: True, WRITTEN),
+    (lambda folder, where=where: where(folder), content)
+    for where in (
+        lambda folder: False,
+        lambda folder: folder.name == STORE,
+        lambda folder: folder.name != STORE,
+        lambda folder: True,
+    )
+    for content in (lambda safe, written: safe, lambda safe, written: written)
 ]
 
 
@@ -205,7 +207,7 @@ def _random_choice(seed: int) -> Choice:
         zeros = generator.choice([0, len(written) - reached])  # the new length is there, the new blocks are not
         return written[:reached] + bytes(zeros)
 
-    return lambda: generator.random() < 0.5, torn
+    return lambda folder: generator.random() < 0.5, torn
 
 
 def _lay_out(folder: _Folder, path: Path, choice: Choice) -> None:
@@ -214,7 +216,7 @@ def _lay_out(folder: _Folder, path: Path, choice: Choice) -> None:
     reached, torn = choice
     names = dict(folder.safe)
     for changes in folder.pending:
-        if reached():
+        if reached(path):
             _apply(names, changes)
     for name, node in names.items():
         if isinstance(node, _File):
@@ -293,7 +295,7 @@ def _check(machine: _Machine, promised: int, path: Path, choice: Choice) -> None
 def _check_everywhere(log: Log, places: Iterator[Path], since: int = 0) -> None:
     for count, machine, promised in _crashes(log):
         if count >= since:
-            for choice in EXTREMES:
+            for choice in EXTREMES[::2]:  # what is written and not synced is lost
                 _check(machine, promised, next(places), choice)
 
 
@@ -309,19 +311,22 @@ def _save_and_promise(store: Checkpoints, disk: _RecordingDisk, numbers: list[in
         disk.promise(number)
 
 
-def _recorded(root: Path) -> Log:
+def _recorded(root: Path, keep: int) -> Log:
     """Return the log of two processes that save, load, and save more than is kept."""
     root.mkdir()
     disk = _RecordingDisk(root)
     for numbers in ([1, 2, 3], [4, 5]):
-        store = Checkpoints(root / STORE, keep=2, disk=disk)
+        store = Checkpoints(root / STORE, keep, disk=disk)
         store.load()
         _save_and_promise(store, disk, numbers)
     return disk.log
 
 
-def test_a_machine_that_crashes_at_any_step_keeps_what_was_saved(tmp_path: Path, places: Iterator[Path]) -> None:
-    log = _recorded(tmp_path / "recorded")
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_machine_that_crashes_at_any_step_keeps_what_was_saved(
+    tmp_path: Path, places: Iterator[Path], keep: int
+) -> None:
+    log = _recorded(tmp_path / "recorded", keep)
     assert {step for step, _ in log} | {"names", "read", "close"} == STEPS | {"promise"}
     for count, machine, promised in _crashes(log):
         for choice in [*EXTREMES, *(_random_choice(4 * count + extra) for extra in range(4))]:
@@ -348,7 +353,7 @@ def test_every_fsync_is_needed(tmp_path: Path, places: Iterator[Path], forgotten
         target = files[args[0]] if step == "fsync" else args[0].name if step == "fsync_folder" else ""
         return (step, target.removeprefix("0").rpartition(".part")[1].strip(".") or target) == forgotten
 
-    log = _recorded(tmp_path / "recorded")
+    log = _recorded(tmp_path / "recorded", keep=2)
     shortened = [(step, args) for step, args in log if not is_forgotten(step, args)]
     assert len(shortened) < len(log)
     with pytest.raises(AssertionError):
@@ -361,7 +366,7 @@ def test_a_machine_that_crashes_after_a_process_was_killed_keeps_what_was_loaded
     """Also a generation whose name the killed process had not yet brought to the disk."""
     counting = CountingDisk()
     (tmp_path / "counted").mkdir()
-    counted = Checkpoints(tmp_path / "counted" / STORE, disk=counting)
+    counted = Checkpoints(tmp_path / "counted" / STORE, keep=1, disk=counting)
     save(counted, 1)
     first = len(counting.steps)
     save(counted, 2)
@@ -370,14 +375,14 @@ def test_a_machine_that_crashes_after_a_process_was_killed_keeps_what_was_loaded
         root.mkdir()
         disk = _RecordingDisk(root)
         disk.left = fatal
-        store = Checkpoints(root / STORE, disk=disk)
+        store = Checkpoints(root / STORE, keep=1, disk=disk)
         with pytest.raises(_Died):
             _save_and_promise(store, disk, [1, 2])
         died_at = len(disk.log)
         disk.left = None
-        again = Checkpoints(root / STORE, disk=disk)
+        again = Checkpoints(root / STORE, keep=1, disk=disk)
         found = again.load()
-        number = 0 if found is None else found.number
+        number = found.number if found else 0
         assert number >= (fatal > first)
         disk.promise(number)
         save(again, number + 1)

@@ -67,6 +67,11 @@ class SabotagedTransport(Transport):
         """Return the next event of the transport below."""
         return await self._inner.events()
 
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Change those of the transport below."""
+        self.peers = frozenset(peers)
+        await self._inner.change_peers(peers, members)
+
     async def close(self) -> None:
         """Silence the saboteur and close the transport below; raises what went wrong while the saboteur acted."""
         self._closed = True
