@@ -668,7 +668,7 @@ def test_totals_of_many_neighbours_fit_into_entries(tmp_path: Path) -> None:
     assert sum(map(len, told)) == 1000
 
 
-def test_offences_and_mutes_are_kept_and_other_events_are_not() -> None:
+def test_what_matters_later_is_kept_and_other_events_are_not() -> None:
     kept = Kept()
     kept.turning.on_event(1.0, Report("offence", "a", {"reason": "flood", "count": 3}))
     kept.turning.on_event(1.0, Report("peer_muted", "a", {"reason": "flood", "seconds": 1.0}))
@@ -676,9 +676,13 @@ def test_offences_and_mutes_are_kept_and_other_events_are_not() -> None:
     kept.turning.on_event(1.0, Report("join_timeout", None, {"silent": []}))
     kept.turning.on_round(RoundReport(0, 0.0, TrainReport(0.5, 1, 8), 0.1, None, 0.2, None, None, 0, 0))
     kept.turning.finish()
+    kept.turning.on_event(1.0, Report("equivocation", "b", {"detail": "two updates 7"}))
+    kept.turning.on_event(1.0, Report("membership", None, {"version": 3}))
     assert kept.entries == [
-        ("offence", {"peer": "A", "reason": "flood", "count": 3}),
-        ("mute", {"peer": "A", "reason": "flood", "seconds": 1.0}),
+        ("offence", {"event": "offence", "peer": "A", "peer_id": "a", "reason": "flood", "count": 3}),
+        ("mute", {"event": "peer_muted", "peer": "A", "peer_id": "a", "reason": "flood", "seconds": 1.0}),
+        ("evidence", {"event": "equivocation", "peer": "B", "peer_id": "b", "detail": "two updates 7"}),
+        ("membership", {"event": "membership", "version": 3}),
     ]
 
 

@@ -20,6 +20,13 @@ QUIET_S = 60.0
 TOTALS_S = 3600.0
 NEIGHBOURS_PER_ENTRY = 64
 COUNTS = ("accepted", "rejected", "missed", "turns")
+KINDS: Mapping[str, Kind] = {
+    "offence": "offence",
+    "peer_muted": "mute",
+    "equivocation": "evidence",
+    "membership": "membership",
+    "removed": "membership",
+}
 
 Add = Callable[[Kind, Mapping[str, Any]], None]
 
@@ -38,8 +45,8 @@ class Turning:
     """An observer of the agent that adds an entry when a neighbour turns from accepted to rejected or back.
 
     A neighbour counts as accepted until it is rejected. Every ``totals_s``, and with ``finish``, it adds how often each
-    was accepted, rejected, missed, and has turned since the last time. Offences and mutes are added as they come: the
-    protocol's mutes, which double, keep them few.
+    was accepted, rejected, missed, and has turned since the last time. Events in ``KINDS`` are added as they come: the
+    protocol keeps them few, since mutes double, one proof convicts, and memberships need their signers.
     """
 
     def __init__(
@@ -66,11 +73,11 @@ class Turning:
             self.finish()
 
     def on_event(self, t_s: float, report: Report) -> None:
-        """Take an offence or a mute."""
+        """Take an event that is worth an entry."""
         del t_s
-        kinds: dict[str, Kind] = {"offence": "offence", "peer_muted": "mute"}
-        if report.peer is not None and report.event in kinds:
-            self._add(kinds[report.event], {"peer": self._name_of(report.peer), **report.fields})
+        if report.event in KINDS:
+            who = {} if report.peer is None else {"peer": self._name_of(report.peer), "peer_id": report.peer}
+            self._add(KINDS[report.event], {"event": report.event, **who, **report.fields})
 
     def finish(self) -> None:
         """Add the totals since the last ones."""

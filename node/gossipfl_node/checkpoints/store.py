@@ -107,8 +107,9 @@ class Checkpoints:
         """Save a new generation and return its number, when it is on the disk; older ones may then be removed.
 
         ``tensors`` must not change meanwhile. Raises ValueError for what cannot be saved, ConfigError where a newer
-        program saved here, and CheckpointError where the disk fails. Earlier generations are then as they were, the
-        new one is whole or absent, and the next call may succeed.
+        program saved here, and CheckpointError where the disk fails: the new generation is then whole or absent, those
+        that it does not replace are as they were, and the next call may succeed. No memory is needed but for copies
+        of tensors that are not contiguous, one at a time.
         """
         table, facts_text = table_of(tensors), encode_facts(facts)
         anchored, self._anchored = self._anchored, False  # a failed save may mean that the folder is gone
@@ -136,7 +137,7 @@ class Checkpoints:
 
         Newer ones that are damaged are set aside, and listed in ``damaged``; what interrupted saves left is removed.
         Raises ConfigError where a newer program saved here, and CheckpointError where the disk cannot be read; the
-        generations are then as they were.
+        generations are then as they were. For a moment the file and its tensors are both in memory.
         """
         self.damaged = []
         with self._telling("loaded"):
