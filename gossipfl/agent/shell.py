@@ -26,7 +26,7 @@ from gossipfl.gossip import Adopt, Convict, Effect, GossipCore, Mixing, Report, 
 from gossipfl.messages import Veil
 from gossipfl.outgoing import Lane, Outgoing
 from gossipfl.robust.base import AttackView
-from gossipfl.tasks.base import Evaluation, Learner, TrainReport
+from gossipfl.tasks.base import Evaluation, Learner, TrainReport, learner_state
 from gossipfl.transports.base import LinkEvent, Received, Transport
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Agent:
                 await self._join()
                 await self._catch_up()
                 await self._rounds()
+                await self._checkpoint(last=True)
                 personalised = await self._personalise()
                 await self._drain()
                 for task in [*background, *self._senders.values()]:
@@ -207,6 +208,15 @@ class Agent:
                 bytes_received=counters.bytes_received - received,
             )
         )
+        await self._checkpoint()
+
+    async def _checkpoint(self, *, last: bool = False) -> None:
+        """Have the state between two rounds kept, where it is time for that, or at the end."""
+        steward = self._steward
+        if steward is None or not (last or steward.wants_checkpoint()):
+            return
+        core = await self._on_core(self.core.state)
+        await steward.keep_checkpoint(core, learner_state(self.learner), last=last)
 
     async def _gossip(self) -> Mixing | None:
         core, vector = self.core, self.learner.vector

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +16,7 @@ from gossipfl.gossip.effects import Effect, Report
 from gossipfl.gossip.exchange import INFINITY, Exchange
 from gossipfl.gossip.mixing import Knowledge, Mixer
 from gossipfl.gossip.replica import Followed
+from gossipfl.gossip.rounds import Clockwork, CoreState, Mixing, Phase
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
 from gossipfl.membership.document import check_successor
@@ -29,42 +28,6 @@ if TYPE_CHECKING:
 
 MAX_MISSES = 16
 """Each miss in a row halves the longest wait for a neighbour, this often at most."""
-REMEMBERED_ROUNDS = 16
-"""Rounds whose publication is remembered, to tell how late a neighbour's answer to them is."""
-
-
-class Phase(Enum):
-    """Where in its round a node is."""
-
-    TRAINING = "training"
-    WAITING = "waiting"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Mixing:
-    """What one gossip step did: a verdict and a staleness (in own steps) per neighbour used, and who was missed."""
-
-    round: int
-    verdicts: Mapping[PeerId, Verdict]
-    staleness: Mapping[PeerId, int]
-    missed: tuple[PeerId, ...]
-
-
-@dataclass(slots=True)
-class _Clockwork:
-    """Times of the current round."""
-
-    deadline: float = INFINITY
-    nudge_at: float = INFINITY
-    nudge_gap: float = 0.0
-    published: dict[int, float] = field(default_factory=dict)
-
-    def note(self, round_: int, now: float) -> None:
-        """Remember when a round was published; only the last few matter."""
-        self.published[round_] = now
-        while len(self.published) > REMEMBERED_ROUNDS:
-            del self.published[min(self.published)]
 
 
 class GossipCore:
@@ -106,7 +69,7 @@ class GossipCore:
         self._mixer = Mixer(rule, knowledge or Knowledge(), initial)
         self._codec = codec
         self._settings = settings
-        self._times = _Clockwork()
+        self._times = Clockwork()
         self._restraint: donors.Restraint | None = None
         self._mixed = torch.empty_like(self.exchange.own.vector)
 
@@ -133,6 +96,31 @@ class GossipCore:
             if peer in marks:
                 channel.window.incarnation, channel.window.highest = marks[peer]
                 channel.window.close_past()
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def state(self) -> CoreState:
+        """Return copies of what a restarted node needs to go on, taken between two rounds."""
+        own = self.exchange.own
+        facts = {
+            "round": self.round,
+            "own_step": self.exchange.own_step,
+            "version": own.version,
+            "published_round": own.round,
+            "calm": None if self._restraint is None else self._restraint.calm,
+        }
+        return CoreState({"replica": own.vector.clone(), **self._mixer.state()}, facts)
+
+    def restore(self, state: CoreState) -> None:
+        """Go on from a ``state``; raises ValueError where it is of another model."""
+        replica, facts = state.tensors["replica"], state.facts
+        self.exchange.own.restore(replica, version=facts["version"], round_=facts["published_round"])
+        self._mixer.restore(state.tensors)
+        self.round = self.exchange.own_round = facts["round"]
+        self.exchange.own_step = facts["own_step"]
+        if self._settings.mode == "sync":
+            self.exchange.open_round = self.round - 1
+        self._restraint = None if facts["calm"] is None else donors.Restraint(facts["calm"])
 
     # ------------------------------------------------------------------------------------------ coming late
 

@@ -43,6 +43,13 @@ class PublicReplica:
         self.digest = vector_digest(self.vector)
         return encoded.payload
 
+    def restore(self, vector: Tensor, *, version: int, round_: int) -> None:
+        """Go on from a replica (d,) that was published before; raises ValueError for another length."""
+        if vector.shape != self.vector.shape:
+            raise ValueError(f"a replica of {vector.numel()} elements, not {self.vector.numel()}")
+        self.vector.copy_(vector)
+        self.version, self.round, self.digest = version, round_, vector_digest(self.vector)
+
 
 @dataclass(slots=True)
 class Times:

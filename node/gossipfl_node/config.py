@@ -64,7 +64,8 @@ class SiteSection(Spec):
 
     ``round_every_s``: least time from one round to the next. ``stop_timeout_s``: how long a stopping daemon may take
     to finish its round and drain. ``threads``: how many cores training may use. ``events_bytes``: size at which
-    events.jsonl is put aside; four older ones are kept.
+    events.jsonl is put aside; four older ones are kept. ``checkpoint_every_s``: how much work a crash may cost at
+    most; ``checkpoints``: how many are kept.
     """
 
     name: Name
@@ -74,6 +75,8 @@ class SiteSection(Spec):
     stop_timeout_s: Seconds = 60.0
     threads: Positive = 1
     events_bytes: Annotated[int, Field(ge=4096)] = 16 << 20
+    checkpoint_every_s: Seconds = 60.0
+    checkpoints: Positive = 3
 
 
 class BrokerSection(Spec):
@@ -121,6 +124,17 @@ class Libp2pSection(Spec):
         return ", ".join(self.listen)
 
 
+class HealthSection(Spec):
+    """Where ``/metrics``, ``/healthz`` and ``/readyz`` are served; without it at 127.0.0.1:9464, if that is free.
+
+    ``port`` 0 is any that is free.
+    """
+
+    enabled: bool = True
+    host: Name = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+
 class CatchUpSection(Spec):
     """What a site does that starts late, or again after a long time: it takes over a neighbour's model.
 
@@ -155,6 +169,7 @@ class SiteSpec(Spec):
     codec: CodecSpec = Field(default_factory=CodecSpec)
     gossip: GossipSpec = Field(default_factory=GossipSpec)
     catch_up: CatchUpSection = Field(default_factory=CatchUpSection)
+    health: HealthSection | None = None
     mode: Literal["async", "sync"] = "async"
     rounds: Positive | None = None
     evaluate_every: Positive = 10

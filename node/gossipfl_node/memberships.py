@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ from gossipfl.messages.statements import format_proof, read_proof
 
 if TYPE_CHECKING:
     from gossipfl.agent import Succession
+    from gossipfl.gossip import CoreState
     from gossipfl.identity import Identity, PeerId
     from gossipfl.messages import Proof
+    from gossipfl_node.resumption import Resumption
     from gossipfl_node.status import Ledger
 
 FOLDER = "memberships"
@@ -159,12 +162,21 @@ class InstalledFile:
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """Keeps versions on the disk for the agent, and tells it what they mean for this site."""
+    """Keeps for the agent what must outlive it, and tells it what a version of the membership means for this site."""
 
     state: Path
     identity: Identity
     incarnation: int
     ledger: Ledger
+    resumption: Resumption
+
+    def wants_checkpoint(self) -> bool:
+        """Whether it is time for a checkpoint, and none is being written."""
+        return self.resumption.due
+
+    async def keep_checkpoint(self, core: CoreState, learner: Mapping[str, Any], *, last: bool) -> None:
+        """Put a checkpoint on the disk, in the background but for the ``last``."""
+        await self.resumption.save(core, learner, last=last)
 
     async def keep(self, document: Document) -> Succession:
         """Put a version on the disk, and return what it means for this node; raises ConfigError where it cannot."""

@@ -41,7 +41,7 @@ LINES: Mapping[str, tuple[int, str]] = {
     ),
     "not_caught_up": (logging.ERROR, "{rounds} rounds behind, and no neighbour's model will do: starting alone"),
     "membership": (logging.INFO, "membership version {version} is in force, with {members} sites"),
-    "membership_refused": (logging.ERROR, "membership version {version} is not taken: {detail}"),
+    "membership_refused": (logging.ERROR, "a membership is not taken: {detail}"),
     "removed": (logging.ERROR, "this site is no member any more, as of membership version {version}: ending"),
     "equivocation": (logging.ERROR, "{peer} has signed {detail}; it is not heard any more, and the proof is kept"),
     "miss": (logging.DEBUG, "round {round} went on without {peer}"),

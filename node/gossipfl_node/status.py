@@ -84,6 +84,10 @@ class Ledger:
         """Seconds since the daemon started."""
         return time.monotonic() - self.started_s
 
+    def name_of(self, peer: PeerId) -> str:
+        """Return a member's name in the membership in force, or the peer id itself for a stranger."""
+        return self.federation.name_of(peer)
+
     def note(self, event: str, **fields: Any) -> None:
         """Take note of something that the daemon itself did."""
         self.journal.add(self.elapsed_s, event, fields)

@@ -107,6 +107,27 @@ def test_a_former_neighbour_that_is_one_again_is_linked_again_and_nothing_is_lef
     run(main())
 
 
+def test_what_is_told_late_of_a_former_link_is_not_taken_for_the_new_one() -> None:
+    async def main() -> None:
+        async with (
+            linked("cid") as (ann, bob),
+            unharmed(ann, bob),
+            sites(Site("cid", ["ann"], addresses={"ann": (loopback(ann.port),)})) as (cid,),
+        ):
+            await ann.up("cid")
+            former = ann.transport._desks[cid.id]
+            await change(ann, ["bob"])
+            await ann.inside(lambda: former.on_link("up", "told late"))
+            await change(ann, ["bob", "cid"])
+            await asyncio.gather(ann.up("cid", times=2), cid.up("ann", times=2))
+            await ann.inside(lambda: former.on_link("down", "told late"))
+            await exchange(ann, cid)
+            assert ann.is_up("cid")
+            assert len(ann.seen("down", "cid")) == 1
+
+    run(main())
+
+
 def test_changes_that_nobody_waits_for_hold_all_the_same() -> None:
     async def main() -> None:
         async with (

@@ -6,19 +6,20 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 from mosquitto import free_port
 
-from gossipfl.errors import ConfigError
+from gossipfl.errors import ConfigError, TransportClosed
 from gossipfl.transports import mqtt_packets
 from gossipfl.transports.base import FORMER_PEER, MAX_FRAME_BYTES
 from gossipfl.transports.broker import Broker, start_broker_process
 from gossipfl.transports.broker_client import BrokerClient
 from gossipfl.transports.mqtt import MqttTransport
 from gossipfl.transports.mqtt_options import MqttOptions
+from gossipfl.transports.mqtt_session import MqttSession
 
 DEADLINE_S = 20.0
 EVERYONE = ("ann", "bob", "cid")
@@ -56,11 +57,13 @@ class Refusals:
         self.refused: set[str] = set()
         self.is_mute = False
         self.asked: list[list[str]] = []
+        self.when_asked: Callable[[], object] = lambda: None
         granting = Broker._subscribe
 
         def subscribe(broker: Broker, client: BrokerClient, request: mqtt_packets.Subscribe) -> None:
             topics = [topic for topic, _ in request.filters]
             self.asked.append(topics)
+            self.when_asked()
             if self.is_mute:
                 return
             if self.refused.isdisjoint(topics):
@@ -171,20 +174,56 @@ def test_a_broker_that_does_not_answer_a_change_is_connected_to_anew(refusals: R
     run(program())
 
 
-def test_peers_that_change_while_a_link_is_set_up_are_subscribed_to_before_it_is_up(refusals: Refusals) -> None:
+def test_peers_that_change_while_a_link_is_set_up_are_subscribed_to_before_it_is_up(
+    refusals: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard_when_up: dict[str, set[str]] = {}
+    link_is_up = MqttTransport._link_is_up
+
+    def spy(transport: MqttTransport, session: MqttSession, started: asyncio.Future[None]) -> None:
+        heard_when_up[transport.me] = set(session._subscribed)
+        link_is_up(transport, session, started)
+
+    monkeypatch.setattr(MqttTransport, "_link_is_up", spy)
+
     async def program() -> None:
-        async with Broker() as broker:
+        async with Broker() as broker, contextlib.AsyncExitStack() as stack:
             options = MqttOptions(port=broker.port)
+            ann = MqttTransport("ann", ["bob"], options)
+            changes: list[asyncio.Task[None]] = []
             async with started(MqttTransport("cid", ["ann"], options)) as (cid,):
-                asked = len(refusals.asked)
-                ann = MqttTransport("ann", ["bob"], options)
-                starting = asyncio.create_task(ann.start())
-                await until(lambda: len(refusals.asked) > asked)
-                await ann.change_peers(["cid"], EVERYONE)
-                await starting
+                refusals.when_asked = lambda: changes.append(asyncio.create_task(ann.change_peers(["cid"], EVERYONE)))
+                await stack.enter_async_context(started(ann))
+                assert heard_when_up["ann"] == {
+                    "gossipfl/default/cid/all",
+                    "gossipfl/default/cid/to/ann",
+                    "gossipfl/default/ann/to/ann",
+                }
                 await cid.send(["ann"], b"frame")
                 assert (await ann.receive()).frame == b"frame"
+                await asyncio.gather(*changes)
+
+    run(program())
+
+
+def test_close_ends_a_start_and_a_change_at_any_moment() -> None:
+    """Broker and site share a loop here, so that after so many turns of it they are always equally far."""
+
+    async def program() -> None:
+        async with Broker() as broker:
+            for turns in range(60):
+                ann = MqttTransport("ann", ["bob"], MqttOptions(port=broker.port))
+                starting = asyncio.create_task(ann.start())
+                await until(lambda: broker.clients or starting.done())  # noqa: B023 - awaited before the next
+                changing = None
+                for turn in range(turns):
+                    await asyncio.sleep(0)
+                    if turn == turns // 2:
+                        changing = asyncio.create_task(ann.change_peers(["cid"], EVERYONE))
                 await ann.close()
+                ended = await asyncio.gather(starting, *[changing] * (changing is not None), return_exceptions=True)
+                assert all(end is None or isinstance(end, TransportClosed) for end in ended)
+                await until(lambda: not broker.clients)
 
     run(program())
 
