@@ -131,7 +131,9 @@ class Agent:
             for reason, n in self.transport.counters.by_reason.items()
         }
         return dict(
-            self.core.exchange.post.dropped + Counter({"outgoing-full": self._outgoing.dropped}) + Counter(wire)
+            self.core.exchange.post.dropped
+            + Counter({"outgoing-full": self._outgoing.dropped, "outgoing-former": self._outgoing.orphaned})
+            + Counter(wire)
         )
 
     def stop(self) -> None:

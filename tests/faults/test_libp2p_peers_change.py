@@ -114,7 +114,7 @@ def test_what_is_told_late_of_a_former_link_is_not_taken_for_the_new_one() -> No
             unharmed(ann, bob),
             sites(Site("cid", ["ann"], addresses={"ann": (loopback(ann.port),)})) as (cid,),
         ):
-            await ann.up("cid")
+            await asyncio.gather(ann.up("cid"), cid.up("ann"))
             former = ann.transport._desks[cid.id]
             await change(ann, ["bob"])
             await ann.inside(lambda: former.on_link("up", "told late"))
@@ -207,16 +207,21 @@ def test_two_members_that_become_neighbours_find_each_other_by_what_they_have_he
 def test_what_waits_for_a_former_neighbour_is_given_up_and_counted() -> None:
     async def main() -> None:
         room, waiting = 4, 3
-        async with wired({"outbox_frames": room, "dead_s": 60.0, "window_bytes": 1 << 18}) as (ann, bob, wire):
+        patient: dict[str, Any] = {"outbox_frames": room, "dead_s": 60.0, "window_bytes": 1 << 18}
+        async with wired(patient, patient) as (ann, bob, wire):
             wire.black_hole()
+            link = ann.link("bob")
+            assert link is not None
+            outbox = ann.transport._desks[bob.id].outbox
             sends: list[asyncio.Task[bool]] = []
 
             def stuck() -> bool:
-                """Hand in frames until some wait for room: everything before them is full then, and stays so."""
+                """Hand in frames until some wait for room: what bob granted is used up then, and he grants no more."""
                 undone = sum(not task.done() for task in sends)
                 if undone < waiting:
                     sends.append(asyncio.create_task(ann.send("bob", bytes(1 << 18))))
-                return undone == waiting and len(ann.transport._desks[bob.id].outbox._lanes[0]) == room
+                full = link.control._may_send_bytes == 0 and len(outbox._lanes[0]) == room
+                return full and undone == waiting
 
             await until(stuck)
             await change(ann, [])

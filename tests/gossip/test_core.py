@@ -9,7 +9,7 @@ from lab import Lab
 from gossipfl.codec import MAX_MAGNITUDE
 from gossipfl.errors import ConfigError
 from gossipfl.gossip import Party, Phase
-from gossipfl.gossip.core import REMEMBERED_ROUNDS
+from gossipfl.gossip.rounds import REMEMBERED_ROUNDS
 from gossipfl.messages import Bye, Kind, Status
 
 
