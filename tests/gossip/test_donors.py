@@ -35,9 +35,7 @@ class TestLateness:
 
     @given(st.lists(st.integers(0, 100), min_size=3, max_size=9), st.data())
     @settings(max_examples=60, deadline=None)
-    def test_a_minority_of_liars_cannot_raise_it(
-        self, told: list[int], data: st.DataObject
-    ) -> None:
+    def test_a_minority_of_liars_cannot_raise_it(self, told: list[int], data: st.DataObject) -> None:
         liars = data.draw(st.integers(0, (len(told) - 1) // 2))
         claims = [10**9] * liars + told[liars:]
         followed = {str(i): neighbour(at(0.0), round_) for i, round_ in enumerate(claims)}
