@@ -10,6 +10,7 @@ and 00 24 the identity multihash of those 36 bytes. The key can be read back fro
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -112,6 +113,14 @@ class Identity:
     def sign(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the 64-byte Ed25519 signature of ``data``; sign a digest where the data is large."""
         return self._key.sign(data)
+
+    def montgomery_secret(self) -> bytes:
+        """Return the X25519 secret of this key: the first half of SHA-512 of its seed (RFC 8032, section 5.1.5)."""
+        return hashlib.sha512(self._key.private_bytes_raw()).digest()[:32]
+
+    def private_key(self) -> Ed25519PrivateKey:
+        """Return the key itself, for libraries that sign with it."""
+        return self._key
 
     def __repr__(self) -> str:
         return f"Identity({self.peer_id})"

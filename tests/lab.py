@@ -14,10 +14,23 @@ from torch import Tensor
 from gossipfl.codec import make_codec
 from gossipfl.digest import digest
 from gossipfl.errors import MessageError
-from gossipfl.gossip import Effect, GossipCore, GossipSettings, Mixing, Party, Report, Send
+from gossipfl.gossip import (
+    Adopt,
+    Charters,
+    Convict,
+    Effect,
+    GossipCore,
+    GossipSettings,
+    Mixing,
+    Party,
+    Report,
+    Send,
+)
+from gossipfl.gossip.post import stated_in
 from gossipfl.gossip.replica import Followed
 from gossipfl.identity import Identity, PeerId
 from gossipfl.membership import Membership
+from gossipfl.membership.document import Document
 from gossipfl.messages import (
     Body,
     Chunk,
@@ -75,7 +88,8 @@ class Lab:
     """Cores that know each other, frames between them in ``wire``, and what they reported in ``reports``.
 
     ``nodes`` cores over the given undirected ``edges`` (default: all), each with the initial model zero of ``size``
-    elements. Nothing is delivered and no time passes unless the test says so.
+    elements. Nothing is delivered and no time passes unless the test says so. ``documents``: versions of the membership
+    that every core knows. What cores want adopted is in ``adoptions``, whom they convict in ``convictions``.
     """
 
     def __init__(
@@ -87,6 +101,7 @@ class Lab:
         initial: Tensor | None = None,
         codec: str = "float32",
         layouts: Mapping[int, bytes] | None = None,
+        documents: Sequence[Document] = (),
         **settings: Any,
     ) -> None:
         self.now = 0.0
@@ -108,6 +123,9 @@ class Lab:
         self._forged = 500
         self.wire: list[Letter] = []
         self.reports: list[list[Report]] = [[] for _ in range(nodes)]
+        self.adoptions: list[list[Document]] = [[] for _ in range(nodes)]
+        self.convictions: list[list[Convict]] = [[] for _ in range(nodes)]
+        self._documents = list(documents)
         self.models = [self.initial.clone() for _ in range(nodes)]
         self.cores = [self._make_core(node) for node in range(nodes)]
 
@@ -117,7 +135,9 @@ class Lab:
         weights = {self.ids[other]: 1.0 / (1 + len(neighbours)) for other in neighbours}
         party = Party(self.identities[node], self.membership, self._incarnations[node], weights)
         layout = self._layouts.get(node, LAYOUT)
-        return GossipCore(party, layout, self.initial, Mean(), make_codec(self._codec), self.settings)
+        charters = Charters(self._documents) if self._documents else None
+        codec = make_codec(self._codec)
+        return GossipCore(party, layout, self.initial, Mean(), codec, self.settings, charters=charters)
 
     # ------------------------------------------------------------------------------------------ doing
 
@@ -125,10 +145,15 @@ class Lab:
         """Put what a core sends on the wire and keep what it reports; returns the new letters."""
         letters = []
         for effect in effects:
-            if isinstance(effect, Send):
-                letters += [Letter(node, self.index[p], effect.frame, effect.bulk) for p in effect.recipients]
-            else:
-                self.reports[node].append(effect)
+            match effect:
+                case Send():
+                    letters += [Letter(node, self.index[p], effect.frame, effect.bulk) for p in effect.recipients]
+                case Report():
+                    self.reports[node].append(effect)
+                case Adopt():
+                    self.adoptions[node].append(effect.document)
+                case Convict():
+                    self.convictions[node].append(effect)
         self.wire += letters
         return letters
 
@@ -249,7 +274,14 @@ def forge(
     """Return the frame of any body (also raw bytes), signed with ``identity``."""
     encoded = body if isinstance(body, bytes) else encode_body(body)
     header = Header(
-        federation, identity.public_key, recipient, incarnation, sequence, len(encoded), chunk_digests(encoded)
+        federation,
+        identity.public_key,
+        recipient,
+        incarnation,
+        sequence,
+        len(encoded),
+        chunk_digests(encoded),
+        None if isinstance(body, bytes) else stated_in(body),
     )
     signed = signing_input(kind, header.pack())
     return frame_message(signed, identity.sign(signed), encoded)

@@ -324,7 +324,7 @@ class TestOffloading:
         options = replace(OPTIONS, rounds=6)
         inline = Team(options=options)
         expected = run_virtual(inline.run())
-        monkeypatch.setattr("gossipfl.agent.OFFLOAD_PARAMETERS", SIZE)
+        monkeypatch.setattr("gossipfl.agent.shell.OFFLOAD_PARAMETERS", SIZE)
         offloaded = Team(options=options, threads=True)
         results = asyncio.run(offloaded.run())
         assert [result.digest for result in results] == [result.digest for result in expected]
@@ -333,7 +333,7 @@ class TestOffloading:
 
     def test_no_two_messages_share_a_sequence_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Link events, ticks and frames all make a core speak: with a second thread they must take turns."""
-        monkeypatch.setattr("gossipfl.agent.OFFLOAD_PARAMETERS", SIZE)
+        monkeypatch.setattr("gossipfl.agent.shell.OFFLOAD_PARAMETERS", SIZE)
         team = Team(options=replace(OPTIONS, rounds=30, mode="async"), threads=True, heartbeat_s=0.001, ack_delay_s=0.0)
         results = asyncio.run(team.run())
         assert all(result.dropped.get("replay", 0) == 0 for result in results)

@@ -12,19 +12,26 @@ from typing import Any
 
 from gossipfl.codec import make_codec
 from gossipfl.digest import digest, vector_digest
+from gossipfl.gossip.post import stated_in
 from gossipfl.identity import Identity
 from gossipfl.membership import federation_id_of
 from gossipfl.messages import (
     CHUNK_BYTES,
     Body,
     Bye,
+    Charter,
+    Evidence,
     Grant,
     Header,
     Hello,
     Kind,
     Request,
+    Seen,
+    Stated,
+    Statement,
     Status,
     Update,
+    Veil,
     chunk_digests,
     chunk_spans,
     encode_body,
@@ -43,13 +50,14 @@ def make_vectors() -> dict[str, Any]:
     """Return the whole file's content."""
     alice, bob = (Identity.from_seed(seed) for seed in SEEDS)
     return {
-        "about": "Test vectors of the gossipfl wire format, version 1.0; bytes in hexadecimal. See protocol.md.",
+        "about": "Test vectors of the gossipfl wire format, version 1.1; bytes in hexadecimal. See protocol.md.",
         "federation": {"name": FEDERATION, "id": federation_id_of(FEDERATION).hex()},
         "identities": [
             {"seed": seed.hex(), "public_key": i.public_key.hex(), "peer_id": i.peer_id}
             for seed, i in zip(SEEDS, (alice, bob), strict=True)
         ],
         "messages": [_message(alice, bob, *entry) for entry in _dialogue(alice, bob)],
+        "sealed": _sealed(alice),
         "large": _large(alice),
         "refused": _refused(alice),
     }
@@ -65,6 +73,8 @@ def _dialogue(alice: Identity, bob: Identity) -> list[tuple[str, Kind, Body, boo
     payload = memoryview(codec.encode(delta).payload)
     whole = memoryview(codec.encode(initial + delta).payload)
     acks = {bob.public_key: (7, 3)}
+    witness = {bob.public_key: Seen.of(7, 3, digest(b"a replica"))}
+    one, other = (_statement(bob, Status(0, 1, digest(said))) for said in (b"to one", b"to another"))
     return [
         ("hello to every neighbour", Kind.HELLO, Hello(layout, start, 0, 0, start, reply=False), False),
         ("hello in reply", Kind.HELLO, Hello(layout, start, 1, 0, moved, reply=True, agent="example/1"), True),
@@ -76,12 +86,17 @@ def _dialogue(alice: Identity, bob: Identity) -> list[tuple[str, Kind, Body, boo
         ("status of a node whose rounds are over", Kind.STATUS, Status(2**40, 2**41, moved, {}, done=True), False),
         ("grant of chunks 6 to 11", Kind.GRANT, Grant(7, 90, 6, 6), True),
         ("good-bye", Kind.BYE, Bye("done"), False),
+        ("hello, membership version 3", Kind.HELLO, Hello(layout, start, 0, 0, start, False, "", 3), False),
+        ("status with a testimony", Kind.STATUS, Status(0, 1, moved, acks, False, 3, witness), False),
+        ("a membership, which is JSON", Kind.MEMBERSHIP, Charter(3, memoryview(b"{}")), True),
+        ("evidence: a statement", Kind.EVIDENCE, Evidence((one,)), True),
+        ("evidence: two that contradict each other", Kind.EVIDENCE, Evidence((one, other)), False),
     ]
 
 
 def _message(alice: Identity, bob: Identity, name: str, kind: Kind, body: Body, addressed: bool) -> dict[str, Any]:
     encoded = encode_body(body)
-    header = _header(alice, encoded, bob.public_key if addressed else b"")
+    header = _header(alice, encoded, bob.public_key if addressed else b"", stated_in(body))
     signed = signing_input(kind, header.pack())
     signature = alice.sign(signed)
     return {
@@ -95,8 +110,24 @@ def _message(alice: Identity, bob: Identity, name: str, kind: Kind, body: Body, 
     }
 
 
-def _header(sender: Identity, body: bytes, recipient: bytes = b"") -> Header:
-    return Header(federation_id_of(FEDERATION), sender.public_key, recipient, 5, 70_000, len(body), chunk_digests(body))
+def _header(sender: Identity, body: bytes, recipient: bytes = b"", stated: Stated | None = None) -> Header:
+    federation, digests = federation_id_of(FEDERATION), chunk_digests(body)
+    return Header(federation, sender.public_key, recipient, 5, 70_000, len(body), digests, stated)
+
+
+def _statement(sender: Identity, status: Status) -> Statement:
+    header = _header(sender, encode_body(status), b"", stated_in(status))
+    signed = signing_input(Kind.STATUS, header.pack())
+    return Statement(signed, sender.sign(signed), header)
+
+
+def _sealed(alice: Identity) -> dict[str, Any]:
+    body = encode_body(Bye("done"))
+    signed = signing_input(Kind.BYE, _header(alice, body).pack())
+    frame = frame_message(signed, alice.sign(signed), body)
+    key, salt = bytes(range(32)), bytes(range(100, 124))
+    sealed = Veil({3: key}, lambda _: salt).seal(frame)
+    return {"key": key.hex(), "epoch": 3, "salt": salt.hex(), "frame": frame.hex(), "sealed": sealed.hex()}
 
 
 def _header_fields(header: Header) -> dict[str, Any]:
@@ -108,18 +139,27 @@ def _header_fields(header: Header) -> dict[str, Any]:
         "sequence": header.sequence,
         "body_bytes": header.body_bytes,
         "digests": [entry.hex() for entry in header.digests],
+        "stated": None if header.stated is None else [header.stated.version, header.stated.digest.hex()],
     }
 
 
 def _body_fields(body: Body) -> dict[str, Any]:
-    return {name: _as_json(getattr(body, name)) for name in body.__dataclass_fields__}
+    return {name: as_json(getattr(body, name)) for name in body.__dataclass_fields__}
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Return a field of a body as the file has it."""
     if isinstance(value, bytes | memoryview):
         return value.hex()
     if isinstance(value, dict):
-        return {key.hex(): list(pair) for key, pair in value.items()}
+        return {key.hex(): as_json(each) for key, each in value.items()}
+    match value:
+        case Seen():
+            return [value.incarnation, value.version, value.digest.hex()]
+        case Statement():
+            return {"signed": value.signed.hex(), "signature": value.signature.hex()}
+        case tuple():
+            return [as_json(each) for each in value]
     return value
 
 

@@ -1,4 +1,4 @@
-"""The ``gossipfl`` command: testbed, simulator, topologies, experiments, reports."""
+"""The ``gossipfl`` command: testbed, simulator, topologies, experiments, federations, reports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from gossipfl.cli import run
 from gossipfl.cli.experiment import app as experiment
+from gossipfl.cli.federation import app as federation
 from gossipfl.cli.topology import app as topology
 from gossipfl.entry import add_version_option, run_app
 
@@ -27,6 +28,7 @@ app.add_typer(testbed, name="testbed")
 app.command("simulate", epilog=run.SIMULATE_EXAMPLES)(run.simulate)
 app.add_typer(topology, name="topology")
 app.add_typer(experiment, name="experiment")
+app.add_typer(federation, name="federation")
 
 
 @app.command(epilog="Example:  gossipfl report runs/20260101-120000-digits-pace-8")

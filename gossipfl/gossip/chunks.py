@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from gossipfl.digest import digest
-from gossipfl.messages import CHUNK_BYTES, Buffer, Chunk, Header, chunk_spans, frame_chunk
+from gossipfl.messages import CHUNK_BYTES, Buffer, Chunk, Header, Statement, chunk_spans, frame_chunk
 
 CREDIT_CHUNKS = 6
 """Chunks in flight per neighbour: about 6 MiB, what keeps a broker's memory flat."""
@@ -40,6 +40,7 @@ class Assembly:
 
     header: Header
     kind: int
+    statement: Statement
     body: bytearray
     missing: set[int]
     granted: set[int]
@@ -48,9 +49,10 @@ class Assembly:
     patience_s: float = STALL_S
 
     @classmethod
-    def begin(cls, header: Header, kind: int, now: float) -> Assembly:
+    def begin(cls, statement: Statement, kind: int, now: float) -> Assembly:
         """Allocate for an authenticated announcement whose size the caller has bounded."""
-        return cls(header, kind, bytearray(header.body_bytes), set(range(len(header.digests))), set(), now)
+        header = statement.header
+        return cls(header, kind, statement, bytearray(header.body_bytes), set(range(len(header.digests))), set(), now)
 
     @property
     def complete(self) -> bool:

@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gossipfl.codec import Codec
+from gossipfl.errors import ConfigError
+from gossipfl.gossip import donors
+from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.effects import Effect, Report
 from gossipfl.gossip.exchange import INFINITY, Exchange
 from gossipfl.gossip.mixing import Knowledge, Mixer
 from gossipfl.gossip.replica import Followed
+from gossipfl.gossip.rounds import Clockwork, CoreState, Mixing, Phase
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
-from gossipfl.messages import Buffer, Bye, Kind
+from gossipfl.membership.document import check_successor
+from gossipfl.messages import Buffer, Bye, Kind, Proof
 from gossipfl.robust.base import Rule, Verdict
+
+if TYPE_CHECKING:
+    from gossipfl.membership.document import Document
 
 MAX_MISSES = 16
 """Each miss in a row halves the longest wait for a neighbour, this often at most."""
-REMEMBERED_ROUNDS = 16
-"""Rounds whose publication is remembered, to tell how late a neighbour's answer to them is."""
-
-
-class Phase(Enum):
-    """Where in its round a node is."""
-
-    TRAINING = "training"
-    WAITING = "waiting"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Mixing:
-    """What one gossip step did: a verdict and a staleness (in own steps) per neighbour used, and who was missed."""
-
-    round: int
-    verdicts: Mapping[PeerId, Verdict]
-    staleness: Mapping[PeerId, int]
-    missed: tuple[PeerId, ...]
-
-
-@dataclass(slots=True)
-class _Clockwork:
-    """Times of the current round."""
-
-    deadline: float = INFINITY
-    nudge_at: float = INFINITY
-    nudge_gap: float = 0.0
-    published: dict[int, float] = field(default_factory=dict)
-
-    def note(self, round_: int, now: float) -> None:
-        """Remember when a round was published; only the last few matter."""
-        self.published[round_] = now
-        while len(self.published) > REMEMBERED_ROUNDS:
-            del self.published[min(self.published)]
 
 
 class GossipCore:
@@ -78,6 +49,7 @@ class GossipCore:
         initial: The common initial model, shape (d,).
         rule: What filters and averages; codec: what makes deltas small.
         knowledge: What the rule may be told.
+        charters: The versions of the membership, where it has versions.
     """
 
     def __init__(
@@ -89,14 +61,16 @@ class GossipCore:
         codec: Codec,
         settings: GossipSettings,
         knowledge: Knowledge | None = None,
+        charters: Charters | None = None,
     ) -> None:
-        self.exchange = Exchange(party, layout, initial, codec, settings)
+        self.exchange = Exchange(party, layout, initial, codec, settings, charters)
         self.phase = Phase.TRAINING
         self.round = 0
         self._mixer = Mixer(rule, knowledge or Knowledge(), initial)
         self._codec = codec
         self._settings = settings
-        self._times = _Clockwork()
+        self._times = Clockwork()
+        self._restraint: donors.Restraint | None = None
         self._mixed = torch.empty_like(self.exchange.own.vector)
 
     @property
@@ -122,6 +96,122 @@ class GossipCore:
             if peer in marks:
                 channel.window.incarnation, channel.window.highest = marks[peer]
                 channel.window.close_past()
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def state(self) -> CoreState:
+        """Return copies of what a restarted node needs to go on, taken between two rounds."""
+        own = self.exchange.own
+        facts = {
+            "round": self.round,
+            "own_step": self.exchange.own_step,
+            "version": own.version,
+            "published_round": own.round,
+            "calm": None if self._restraint is None else self._restraint.calm,
+        }
+        return CoreState({"replica": own.vector.clone(), **self._mixer.state()}, facts)
+
+    def restore(self, state: CoreState) -> None:
+        """Go on from a ``state``; raises ValueError where it is of another model."""
+        replica, facts = state.tensors["replica"], state.facts
+        self.exchange.own.restore(replica, version=facts["version"], round_=facts["published_round"])
+        self._mixer.restore(state.tensors)
+        self.round = self.exchange.own_round = facts["round"]
+        self.exchange.own_step = facts["own_step"]
+        if self._settings.mode == "sync":
+            self.exchange.open_round = self.round - 1
+        self._restraint = None if facts["calm"] is None else donors.Restraint(facts["calm"])
+
+    # ------------------------------------------------------------------------------------------ coming late
+
+    @property
+    def lateness(self) -> int:
+        """By how many rounds at least half of the neighbours are ahead of this node."""
+        return donors.lateness(self.followed, self.round)
+
+    @property
+    def may_choose_donor(self) -> bool:
+        """Whether the replicas of all neighbours that can be heard are here."""
+        return donors.complete(self.followed)
+
+    def donors(self) -> list[PeerId]:
+        """Return neighbours in the order in which to try to start from their replicas."""
+        return donors.in_turn(self.followed)
+
+    def copy_of(self, peer: PeerId) -> Tensor | None:
+        """Return a neighbour's replica (d,), if it is here."""
+        vector = self.followed[peer].vector
+        return None if vector is None else vector.clone()
+
+    def start_from(self, model: Tensor) -> None:
+        """Begin the next round from another ``model`` (d,), where most neighbours are by now."""
+        self.round += self.lateness
+        self.exchange.own_round = self.round
+        if self._settings.mode == "sync":
+            self.exchange.open_round = self.round - 1
+        self._mixer.start_from(model.cpu())
+        self._restraint = donors.Restraint()
+
+    def hold_back(self, model: Tensor) -> None:
+        """Draw the trained ``model`` (d,) of a newcomer back, in place, to where its neighbours will listen."""
+        if self._restraint is None:
+            return
+        self._restraint.hold_back(model, self.followed)
+        if self._restraint.over:
+            self._restraint = None
+
+    # ------------------------------------------------------------------------------------------ evidence
+
+    @property
+    def proofs(self) -> Mapping[PeerId, Proof]:
+        """Who is known to have equivocated, and the proofs of it."""
+        return self.exchange.affairs.proofs
+
+    def restore_proofs(self, proofs: Mapping[PeerId, Proof]) -> None:
+        """Go on without those who are known to have equivocated."""
+        self.exchange.affairs.restore(proofs)
+
+    # ------------------------------------------------------------------------------------------ membership
+
+    def farewell(self, document: Document, party: Party | None) -> list[Effect]:
+        """Show neighbours that will be none any more why: whoever is no member then stops by itself."""
+        staying = set() if party is None else set(party.weights)
+        effects: list[Effect] = []
+        for peer, other in self.followed.items():
+            if peer not in staying:
+                effects += self.exchange.affairs.show(peer, document, other.membership)
+        return effects
+
+    def adopt(self, document: Document, party: Party, now: float) -> list[Effect]:
+        """Go on with a later version of the membership, in which this node is ``party``; all neighbours are told.
+
+        Raises ConfigError where the document may not take the place of the one in force.
+        """
+        assert self.exchange.affairs.charters is not None
+        self.exchange.affairs.charters.adopt(document)
+        before = set(self.followed)
+        self.exchange.change_party(party)
+        self._mixer.keep_only(party.weights)
+        for peer, other in self.followed.items():
+            if peer not in before:
+                other.times.heard = now
+        fields = {"version": document.content.version, "members": len(document.content.members)}
+        effects: list[Effect] = [Report("membership", None, fields)]
+        effects += self.exchange.heartbeat(now)
+        for peer, other in self.followed.items():
+            effects += self.exchange.offer(peer, other.membership, now)
+        return effects
+
+    def decline(self) -> None:
+        """Take note that a version of the membership could not be kept: it will be offered again."""
+        if self.exchange.affairs.charters is not None:
+            self.exchange.affairs.charters.decline()
+
+    def check_successor(self, document: Document) -> None:
+        """Raise ConfigError where ``document`` may not take the place of the membership in force."""
+        if self.exchange.affairs.charters is None:
+            raise ConfigError("this federation's membership has no versions")
+        check_successor(document, self.exchange.affairs.charters.current)
 
     # ------------------------------------------------------------------------------------------ inputs
 

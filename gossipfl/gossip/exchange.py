@@ -9,14 +9,18 @@ from torch import Tensor
 
 from gossipfl.codec import Codec, codec_by_wire_id
 from gossipfl.errors import CodecError
+from gossipfl.gossip.affairs import Affairs
+from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.post import Encoded, Opened, Post
 from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
-from gossipfl.messages import Bye, Hello, Kind, Request, Status, Update
+from gossipfl.messages import Bye, Charter, Evidence, Hello, Kind, Request, Status, Update
 
 INFINITY = float("inf")
+CONVICTED = "equivocation"
+"""Why a neighbour is refused that has said different things to different nodes."""
 ASK_BACK_OFF = 1.2
 """Gentle, so that about ten requests fit the shortest deadline: enough for a wire that loses a third of all frames."""
 RECENT_UPDATES = 2
@@ -40,11 +44,20 @@ class Exchange:
     ``own_step`` counts its gossip steps: rounds, less those in which it deferred its gossip.
     """
 
-    def __init__(self, party: Party, layout: bytes, initial: Tensor, codec: Codec, settings: GossipSettings) -> None:
+    def __init__(
+        self,
+        party: Party,
+        layout: bytes,
+        initial: Tensor,
+        codec: Codec,
+        settings: GossipSettings,
+        charters: Charters | None = None,
+    ) -> None:
         self.own = PublicReplica(initial)
         self.followed = {peer: Followed(weight, self.own.vector.clone()) for peer, weight in party.weights.items()}
         size = self.own.vector.numel()
         self.post = Post(party, max(codec.max_bytes(size), KEYFRAME_CODEC.max_bytes(size)) + 64 * 1024)
+        self.affairs = Affairs(party, self.post, charters, self.shut_out)
         self.open_round: float = INFINITY if settings.mode == "async" else -1
         self.own_round = 0
         self.own_step = 0
@@ -60,6 +73,25 @@ class Exchange:
         self.ack_delay_s = settings.ack_delay_s
         self.link_down_since: float | None = None
 
+    def change_party(self, party: Party) -> None:
+        """Go on with another membership and other neighbours; of a new one nothing is held yet."""
+        self._party = party
+        self.post.change_party(party)
+        self.affairs.change_party(party)
+        followed = {peer: self.followed.get(peer) or Followed(weight, None) for peer, weight in party.weights.items()}
+        for peer, weight in party.weights.items():
+            followed[peer].weight = weight
+        self.followed = followed
+        for peer in self.affairs.proofs:
+            self.shut_out(peer)
+
+    def shut_out(self, peer: PeerId) -> None:
+        """Use nothing of a neighbour any more, now or after its restart."""
+        other = self.followed.get(peer)
+        if other is not None:
+            other.joined, other.refused, other.vector = True, CONVICTED, None
+            other.waiting.clear()
+
     # ------------------------------------------------------------------------------------------ speaking
 
     def hello(self, peers: list[PeerId], now: float, *, reply: bool = False) -> list[Effect]:
@@ -67,7 +99,15 @@ class Exchange:
         for peer in peers:
             self.followed[peer].times.greeted = now
         own = self.own
-        body = Hello(self._layout, own.initial_digest, own.version, own.round, own.digest, reply)
+        body = Hello(
+            self._layout,
+            own.initial_digest,
+            own.version,
+            own.round,
+            own.digest,
+            reply,
+            membership=self.affairs.version,
+        )
         return self.post.send(Kind.HELLO, body, peers)
 
     def publish(self, target: Tensor, codec: Codec, recipients: tuple[PeerId, ...], now: float) -> list[Effect]:
@@ -80,6 +120,7 @@ class Exchange:
             codec=codec.wire_id,
             payload=memoryview(payload),
             acks=self._acks(),
+            witness=self.affairs.testimony(self.followed),
         )
         encoded = Encoded.of(Kind.DELTA, body)
         self._recent.append((body.version, encoded))
@@ -113,11 +154,12 @@ class Exchange:
         self._beat_at = now + self._settings.heartbeat_s
         unknown = [peer for peer, other in self.followed.items() if not other.joined]
         speaking = [peer for peer, other in self.followed.items() if other.speaks]
-        effects = self.hello(unknown, now)
+        return self.hello(unknown, now) + self.post.send(Kind.STATUS, self._status(self._acks()), speaking)
+
+    def _status(self, acks: Mapping[bytes, tuple[int, int]]) -> Status:
         own = self.own
-        return effects + self.post.send(
-            Kind.STATUS, Status(own.round, own.version, own.digest, self._acks(), self.done), speaking
-        )
+        witness = self.affairs.testimony(self.followed)
+        return Status(own.round, own.version, own.digest, acks, self.done, self.affairs.version, witness)
 
     def meet(self, peer: PeerId, now: float) -> list[Effect]:
         """Tell one neighbour, whose link has just come up, where this node stands: what it missed it will ask for."""
@@ -129,9 +171,7 @@ class Exchange:
             return self.hello([peer], now)
         if not other.speaks:
             return []
-        own = self.own
-        acks = self._ack_of(peer, other)
-        return self.post.send(Kind.STATUS, Status(own.round, own.version, own.digest, acks, self.done), (peer,))
+        return self.post.send(Kind.STATUS, self._status(self._ack_of(peer, other)), (peer,))
 
     def ask(self, peer: PeerId, now: float) -> list[Effect]:
         """Ask a neighbour for what it has that this node does not hold, at a limited rate."""
@@ -154,7 +194,9 @@ class Exchange:
         """Act on one authenticated message."""
         peer, body = message.peer, message.body
         other = self.followed[peer]
-        effects: list[Effect] = []
+        effects: list[Effect] = self.affairs.note(message)
+        if other.refused == CONVICTED:
+            return effects
         other.times.heard = now
         if other.lost:
             other.lost = False
@@ -163,9 +205,15 @@ class Exchange:
             if other.incarnation >= 0:
                 effects.append(Report("neighbour_restarted", peer, {"incarnation": message.incarnation}))
             other.restart(message.incarnation)
+        if isinstance(body, Hello | Update | Status):
+            other.told_round = max(other.told_round, body.round)
         match body:
             case Hello():
-                effects += self._hear_hello(peer, other, body, now)
+                effects += self._hear_hello(peer, other, body, now) + self.offer(peer, body.membership, now)
+            case Charter():
+                effects += self.affairs.hear_charter(peer, body, now)
+            case Evidence():
+                effects += self.affairs.hear_evidence(peer, body, now)
             case Bye():
                 if not other.left:
                     other.left, other.left_at = True, message.sequence
@@ -176,6 +224,7 @@ class Exchange:
             case Update():
                 other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
+                effects += self.affairs.hear_testimony(peer, body.witness, now)
                 if message.kind == Kind.DELTA:
                     effects += self._hear_delta(peer, other, body, now)
                 else:
@@ -183,12 +232,18 @@ class Exchange:
             case Status():
                 other.left = other.left and message.sequence < other.left_at
                 self._hear_acks(other, body.acks)
-                effects += self._hear_status(peer, other, body, now)
+                effects += self.affairs.hear_testimony(peer, body.witness, now)
+                effects += self._hear_status(peer, other, body, now) + self.offer(peer, body.membership, now)
             case Request():
                 effects += self._answer(peer, other, body, now)
             case _:
                 pass
         return effects
+
+    def offer(self, peer: PeerId, theirs: int, now: float) -> list[Effect]:
+        """Note which version of the membership a neighbour has, and send it the one in force where it has an older."""
+        self.followed[peer].membership = theirs
+        return self.affairs.offer(peer, theirs, now)
 
     def _hear_hello(self, peer: PeerId, other: Followed, hello: Hello, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -209,7 +264,7 @@ class Exchange:
             other.vector = None
             effects.append(Report("initial_model_differs", peer))
         effects.append(Report("neighbour_joined", peer, {"round": hello.round, "version": hello.version}))
-        return effects + self._mend(peer, other, now)
+        return effects + self.affairs.show_proofs(peer) + self._mend(peer, other, now)
 
     def _hear_acks(self, other: Followed, acks: Mapping[bytes, tuple[int, int]]) -> None:
         mine = acks.get(self._party.identity.public_key)

@@ -54,6 +54,27 @@ class Mixer:
         self._model: Tensor | None = None
         self.start_from(initial)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of what is remembered, by name."""
+        kept = {f"memory/{peer}": memory.clone() for peer, memory in self._memory.items()}
+        kept |= {f"previous/{peer}": vector.clone() for peer, vector in self._previous.items()}
+        return kept if self._model is None else {**kept, "start": self._model.clone()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what ``state`` returned."""
+        parts = [(*name.partition("/")[::2], tensor) for name, tensor in tensors.items()]
+        self._memory = {peer: tensor for kind, peer, tensor in parts if kind == "memory"}
+        self._previous = {peer: tensor for kind, peer, tensor in parts if kind == "previous"}
+        if self._previous:
+            self._initial = None
+        if "start" in tensors:
+            self.start_from(tensors["start"])
+
+    def keep_only(self, peers: Collection[PeerId]) -> None:
+        """Forget all neighbours but ``peers``."""
+        self._memory = {peer: kept for peer, kept in self._memory.items() if peer in peers}
+        self._previous = {peer: kept for peer, kept in self._previous.items() if peer in peers}
+
     def start_from(self, model: Tensor) -> None:
         """Take note of the model (d,) that the coming round's training starts from."""
         if "moved" not in self._rule.needs:

@@ -7,7 +7,7 @@ peer are only ever those that its own key has signed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gossipfl.errors import MessageError
@@ -17,6 +17,7 @@ from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.settings import Party
 from gossipfl.gossip.window import ReplayWindow
 from gossipfl.identity import PeerId, Verifier
+from gossipfl.membership.document import MAX_DOCUMENT_BYTES
 from gossipfl.messages import (
     Body,
     Buffer,
@@ -24,7 +25,12 @@ from gossipfl.messages import (
     Envelope,
     Grant,
     Header,
+    Hello,
     Kind,
+    Stated,
+    Statement,
+    Status,
+    Update,
     chunk_digests,
     decode_body,
     encode_body,
@@ -52,6 +58,7 @@ class Opened:
     incarnation: int
     sequence: int
     body: Body
+    statement: Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +68,23 @@ class Encoded:
     kind: Kind
     body: bytes
     digests: tuple[bytes, ...]
+    stated: Stated | None = None
 
     @classmethod
     def of(cls, kind: Kind, body: Body) -> Encoded:
         """Encode a body."""
         encoded = encode_body(body)
-        return cls(kind, encoded, chunk_digests(encoded))
+        return cls(kind, encoded, chunk_digests(encoded), stated_in(body))
+
+
+def stated_in(body: Body) -> Stated | None:
+    """Return what a body tells of its sender's replica."""
+    return Stated(body.version, body.digest) if isinstance(body, Hello | Update | Status) else None
+
+
+def statement_of(envelope: Envelope) -> Statement:
+    """Return the part of a message that can be shown to others."""
+    return Statement(envelope.signed, envelope.signature, envelope.header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +130,9 @@ class Channel:
 class Post:
     """Seals and opens messages for one node.
 
-    ``max_body_bytes`` bounds an update: what the model's own layout can need, and no more.
+    ``max_body_bytes`` bounds an update: what the model's own layout can need, and no more. ``convicted`` peers are not
+    heard. ``requires_statements``: whether headers must repeat what bodies tell of replicas (since 1.1). ``on_replay``
+    is asked what a message is worth whose number was used before; it may be forged.
     """
 
     def __init__(self, party: Party, max_body_bytes: int) -> None:
@@ -122,6 +142,17 @@ class Post:
         self._outbox = Outbox()
         self.channels = {peer: Channel(Verifier(party.membership.members[peer].public_key)) for peer in party.weights}
         self.dropped: Counter[str] = Counter()
+        self.convicted: set[PeerId] = set()
+        self.requires_statements = False
+        self.on_replay: Callable[[PeerId, Statement], list[Effect]] = lambda _peer, _statement: []
+
+    def change_party(self, party: Party) -> None:
+        """Go on with another membership and other neighbours; what is remembered of those who stay is kept."""
+        self._party = party
+        self.channels = {
+            peer: self.channels.get(peer) or Channel(Verifier(party.membership.members[peer].public_key))
+            for peer in party.weights
+        }
 
     # ------------------------------------------------------------------------------------------ out
 
@@ -137,6 +168,7 @@ class Post:
             sequence=self._sequence,
             body_bytes=len(encoded.body),
             digests=encoded.digests,
+            stated=encoded.stated,
         )
         signed = signing_input(encoded.kind, header.pack())
         if not travels_inline(len(encoded.body)):
@@ -169,6 +201,8 @@ class Post:
             return self._drop("stranger")
         peer = member.peer_id
         channel = self.channels.get(peer)
+        if peer in self.convicted:
+            return self._drop("convicted")
         if channel is None:
             return self._drop("no-neighbour")
         if now < channel.muted_until:
@@ -184,7 +218,8 @@ class Post:
         if header.recipient and header.recipient != self._party.identity.public_key:
             return self._drop("recipient")
         if not channel.window.is_new(header.incarnation, header.sequence):
-            return self._drop("replay")
+            self.dropped["replay"] += 1
+            return [], self.on_replay(peer, statement_of(envelope))
         if not channel.verifier.verify(envelope.signed, envelope.signature):
             return self._drop("signature")
         if header.incarnation > channel.window.incarnation:
@@ -192,7 +227,7 @@ class Post:
         if not channel.allowance.spend(now):
             channel.window.mark(header.incarnation, header.sequence)
             return [], self.offend(peer, "flood", now)
-        limit = self._max_body_bytes if envelope.kind in (Kind.DELTA, Kind.KEYFRAME) else SMALL_BODY_BYTES
+        limit = self._limit(envelope.kind)
         if header.body_bytes > limit:
             channel.window.mark(header.incarnation, header.sequence)
             return [], [*self.offend(peer, "oversized", now)]
@@ -201,7 +236,12 @@ class Post:
         if not envelope.body_matches():
             return self._drop("body-digest")
         channel.window.mark(header.incarnation, header.sequence)
-        return self._decode(peer, channel, envelope.kind, header, envelope.body, now)
+        return self._decode(peer, channel, envelope.kind, statement_of(envelope), envelope.body, now)
+
+    def _limit(self, kind: int) -> int:
+        if kind in (Kind.DELTA, Kind.KEYFRAME):
+            return self._max_body_bytes
+        return MAX_DOCUMENT_BYTES + SMALL_BODY_BYTES if kind == Kind.MEMBERSHIP else SMALL_BODY_BYTES
 
     def renew_allowances(self) -> None:
         """Begin a round: what the neighbours said before counts no more."""
@@ -220,7 +260,7 @@ class Post:
             self.dropped["assembly-busy"] += 1
             return []
         channel.window.mark(header.incarnation, header.sequence)
-        assembly = Assembly.begin(header, envelope.kind, now)
+        assembly = Assembly.begin(statement_of(envelope), envelope.kind, now)
         channel.assemblies[header.incarnation, header.sequence] = assembly
         return self._ask(peer, channel, now)
 
@@ -251,12 +291,13 @@ class Post:
         if not assembly.complete:
             return [], self._ask(peer, channel, now)
         del channel.assemblies[key]
-        opened, effects = self._decode(peer, channel, assembly.kind, assembly.header, assembly.body, now)
+        opened, effects = self._decode(peer, channel, assembly.kind, assembly.statement, assembly.body, now)
         return opened, effects + self._ask(peer, channel, now)
 
     def _decode(
-        self, peer: PeerId, channel: Channel, kind: int, header: Header, body: Buffer, now: float
+        self, peer: PeerId, channel: Channel, kind: int, statement: Statement, body: Buffer, now: float
     ) -> tuple[list[Opened], list[Effect]]:
+        header = statement.header
         try:
             decoded = decode_body(kind, body)
         except MessageError as error:
@@ -268,7 +309,10 @@ class Post:
                 return self._drop("grant")
             frames = self._outbox.serve(peer, decoded.sequence, decoded.first, decoded.count)
             return [], [Send((peer,), frame, bulk=True) for frame in frames]
-        return [Opened(peer, kind, header.incarnation, header.sequence, decoded)], []
+        stated = stated_in(decoded)
+        if header.stated != stated and (header.stated is not None or (self.requires_statements and stated is not None)):
+            return [], self.offend(peer, "statement", now)
+        return [Opened(peer, kind, header.incarnation, header.sequence, decoded, statement)], []
 
     # ------------------------------------------------------------------------------------------ time and offences
 

@@ -43,6 +43,13 @@ class PublicReplica:
         self.digest = vector_digest(self.vector)
         return encoded.payload
 
+    def restore(self, vector: Tensor, *, version: int, round_: int) -> None:
+        """Go on from a replica (d,) that was published before; raises ValueError for another length."""
+        if vector.shape != self.vector.shape:
+            raise ValueError(f"a replica of {vector.numel()} elements, not {self.vector.numel()}")
+        self.vector.copy_(vector)
+        self.version, self.round, self.digest = version, round_, vector_digest(self.vector)
+
 
 @dataclass(slots=True)
 class Times:
@@ -66,11 +73,12 @@ class Followed:
     """One neighbour as this node sees it: its replica, the updates that wait, and how it keeps time.
 
     ``vector`` starts as the common initial model and is None while the neighbour's model is unknown. ``round`` is the
-    neighbour's round of the last applied update, ``moved_at`` this node's own gossip step then. ``claimed`` is the
-    newest version it is known to have published, ``acked`` the version of *our* replica that it holds, ``confirmed``
-    the version of its own that this node last acknowledged, ``left_at`` the sequence number of its good-bye,
-    ``misses`` how many synchronous rounds in a row have ended without it. ``owing``: it has said for too long that it
-    has published what it does not send.
+    neighbour's round of the last applied update, ``told_round`` the last one that it has spoken of, ``moved_at`` this
+    node's own gossip step at that update. ``claimed`` is the newest version it is known to have published, ``acked``
+    the version of *our* replica that it holds, ``confirmed`` the version of its own that this node last acknowledged,
+    ``left_at`` the sequence number of its good-bye, ``misses`` how many synchronous rounds in a row have ended without
+    it. ``owing``: it has said for too long that it has published what it does not send. ``membership``: the version
+    that it last said is in force with it.
     """
 
     weight: float
@@ -78,6 +86,7 @@ class Followed:
     digest: bytes = b""
     version: int = 0
     round: int = -1
+    told_round: int = -1
     moved_at: int = 0
     incarnation: int = -1
     joined: bool = False
@@ -93,6 +102,7 @@ class Followed:
     confirmed: int = 0
     misses: int = 0
     owing: bool = False
+    membership: int = 0
     lateness: Lateness = field(default_factory=Lateness)
     times: Times = field(default_factory=Times)
 
@@ -101,7 +111,7 @@ class Followed:
         if self.incarnation >= 0:
             self.vector = None
         self.incarnation = incarnation
-        self.version, self.round = 0, -1
+        self.version, self.round, self.told_round = 0, -1, -1
         self.claimed, self.acked, self.confirmed = 0, 0, 0
         self.joined, self.refused = False, None
         self.left, self.left_at, self.absurd, self.done = False, -1, False, False

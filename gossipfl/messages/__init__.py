@@ -14,19 +14,22 @@ Reading goes in steps, each bounded before the next: ``parse_frame`` (lengths, s
 """
 
 from gossipfl.messages.bodies import (
-    KEY_BYTES,
     Body,
     Bye,
+    Charter,
+    Evidence,
     Grant,
     Hello,
     Kind,
     Request,
+    Seen,
     Status,
     Update,
     decode_body,
     encode_body,
 )
 from gossipfl.messages.bounded import (
+    KEY_BYTES,
     MAX_COUNTER,
     MAX_META_BYTES,
     Buffer,
@@ -43,6 +46,7 @@ from gossipfl.messages.frames import (
     Chunk,
     Envelope,
     Header,
+    Stated,
     chunk_digests,
     chunk_spans,
     frame_chunk,
@@ -51,6 +55,8 @@ from gossipfl.messages.frames import (
     signing_input,
     travels_inline,
 )
+from gossipfl.messages.sealed import OVERHEAD_BYTES, Veil
+from gossipfl.messages.statements import Proof, Statement
 
 __all__ = [
     "CHUNK_BYTES",
@@ -63,19 +69,27 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_META_BYTES",
     "MINOR",
+    "OVERHEAD_BYTES",
     "SIGNATURE_BYTES",
     "Body",
     "Buffer",
     "Bye",
+    "Charter",
     "Chunk",
     "Envelope",
+    "Evidence",
     "Grant",
     "Header",
     "Hello",
     "Kind",
+    "Proof",
     "Request",
+    "Seen",
+    "Stated",
+    "Statement",
     "Status",
     "Update",
+    "Veil",
     "chunk_digests",
     "chunk_spans",
     "decode_body",

@@ -10,6 +10,7 @@ from gossipfl.errors import MessageError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
+KEY_BYTES = 32
 MAX_META_BYTES = 64 * 1024
 """Bounds the msgpack part of any body."""
 MAX_COUNTER = (1 << 63) - 1

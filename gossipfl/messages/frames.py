@@ -8,12 +8,11 @@ from typing import Any
 
 from gossipfl.digest import DIGEST_BYTES, digest
 from gossipfl.errors import MessageError
-from gossipfl.messages.bodies import KEY_BYTES
-from gossipfl.messages.bounded import Buffer, binary, counter, pack, unpack
+from gossipfl.messages.bounded import KEY_BYTES, Buffer, binary, counter, pack, unpack
 
 MAGIC = b"gf"
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 MAX_FRAME_BYTES = 1 << 20
 CHUNK_BYTES = 960 * 1024
 """Size of a body's chunks; with its header a chunk stays below ``MAX_FRAME_BYTES``."""
@@ -22,6 +21,8 @@ MAX_CHUNKS = 1500
 SIGNATURE_BYTES = 64
 FEDERATION_BYTES = 16
 
+MAX_SIGNED_BYTES = 64 * 1024
+
 _DOMAIN = b"gossipfl/1/message"
 _PREFIX = struct.Struct("<2sBBBBH")
 _TYPE_MESSAGE = 0
@@ -29,11 +30,19 @@ _TYPE_CHUNK = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Stated:
+    """Where the sender's replica stands: its version, and its digest."""
+
+    version: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """Who says how much to whom: signed, and believed only when the signature holds.
 
     ``recipient`` is a public key, or empty for every follower. ``digests`` has one entry per chunk of
-    ``CHUNK_BYTES`` (one for an inline body).
+    ``CHUNK_BYTES`` (one for an inline body). ``stated``: in messages that tell where the sender's replica stands.
     """
 
     federation: bytes
@@ -43,20 +52,22 @@ class Header:
     sequence: int
     body_bytes: int
     digests: tuple[bytes, ...]
+    stated: Stated | None = None
 
     def pack(self) -> bytes:
         """Return the canonical encoding: a msgpack array in the order of the fields."""
-        return pack(
-            [
-                self.federation,
-                self.sender,
-                self.recipient,
-                self.incarnation,
-                self.sequence,
-                self.body_bytes,
-                b"".join(self.digests),
-            ]
-        )
+        fields: list[Any] = [
+            self.federation,
+            self.sender,
+            self.recipient,
+            self.incarnation,
+            self.sequence,
+            self.body_bytes,
+            b"".join(self.digests),
+        ]
+        if self.stated is not None:
+            fields.append([self.stated.version, self.stated.digest])
+        return pack(fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +172,20 @@ def parse_frame(frame: Buffer) -> Envelope | Chunk:
     )
 
 
+def parse_signed(signed: bytes) -> Header:
+    """Return the header in the bytes that a signature is over; raises MessageError where they are none."""
+    view = memoryview(signed)
+    if len(view) > MAX_SIGNED_BYTES or bytes(view[: len(_DOMAIN)]) != _DOMAIN:
+        raise MessageError("statement", "domain")
+    view = view[len(_DOMAIN) :]
+    if len(view) < _PREFIX.size:
+        raise MessageError("truncated")
+    magic, major, _, frame_type, _, header_bytes = _PREFIX.unpack_from(view)
+    if (magic, major, frame_type) != (MAGIC, MAJOR, _TYPE_MESSAGE) or len(view) != _PREFIX.size + header_bytes:
+        raise MessageError("statement", "prefix")
+    return _parse_header(unpack(view[_PREFIX.size :], list))
+
+
 def _parse_header(fields: list[Any]) -> Header:
     if len(fields) < 7:
         raise MessageError("header")
@@ -181,7 +206,16 @@ def _parse_header(fields: list[Any]) -> Header:
         sequence=counter(sequence),
         body_bytes=size,
         digests=tuple(joined[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(count)),
+        stated=_parse_stated(fields[7]) if len(fields) > 7 else None,
     )
+
+
+def _parse_stated(value: Any) -> Stated | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) < 2:
+        raise MessageError("field", "stated")
+    return Stated(counter(value[0]), binary(value[1], DIGEST_BYTES))
 
 
 def _parse_chunk(fields: list[Any], data: memoryview) -> Chunk:

@@ -81,6 +81,32 @@ class Learner(Protocol):
 
 
 @runtime_checkable
+class Resumable(Protocol):
+    """A learner that a restarted site goes on with where it was: optimiser, batches and all."""
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of what it needs for that: tensors, in nested dictionaries with text for keys."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, in place: the vector stays the same tensor."""
+        ...
+
+
+def learner_state(learner: Learner) -> dict[str, Any]:
+    """Return what is kept of a learner over a restart: of one that is not ``Resumable``, its model."""
+    return learner.state() if isinstance(learner, Resumable) else {"vector": learner.vector.detach().cpu().clone()}
+
+
+def restore_learner(learner: Learner, state: dict[str, Any]) -> None:
+    """Go on from what ``learner_state`` returned."""
+    if isinstance(learner, Resumable):
+        learner.restore(state)
+    else:
+        learner.vector.copy_(state["vector"])
+
+
+@runtime_checkable
 class Judge(Protocol):
     """A learner that can also tell how any model does on its site's data, as some rules ask."""
 

@@ -17,6 +17,9 @@ from gossipfl.identity import PeerId as PeerId  # re-exported: transports name p
 MAX_FRAME_BYTES = 1 << 20
 """No frame is larger, on any transport; larger bodies are cut into chunks above the transport."""
 
+FORMER_PEER = "former peer"
+"""Why a frame is dropped whose recipient was a peer when it was sent, and is none any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -130,6 +133,26 @@ class Transport(ABC):
     @abstractmethod
     async def events(self) -> LinkEvent:
         """Return the next link event; raises TransportClosed after ``close``."""
+
+    @abstractmethod
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Have ``peers``, and nobody else, for peers from now on; ``members`` are all who may ever be believed.
+
+        ``self.peers`` is ``frozenset(peers)`` before this first waits. From then on frames from former peers, even if
+        they wait inside the transport already, are dropped and counted, and so are frames to them that ``send`` has
+        taken and that are not on the wire yet; what is on the wire may arrive. Links to those who stay lose nothing.
+
+        Returns when a broker has answered, and when the links that end are closed. Whoever is new is not waited for:
+        that link comes up later, as after ``start``, and ``events`` tells. A link that is down, or breaks meanwhile, is
+        no error: the next connection is made for these peers. May be called before ``start``, while others send and
+        receive, while another call waits (the last one decides), and again with the same peers, which changes nothing.
+
+        ``members`` matter where connections prove who is there: no connection is held with anybody else, and what they
+        sign about themselves is not believed. Whoever is a peer is a member.
+
+        Raises ConfigError, and changes nothing, for an id that the wire cannot name, and TransportClosed after
+        ``close``.
+        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from random import Random
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import ConfigError, TransportClosed
-from gossipfl.transports.base import LinkEvent, PeerId, Received, Transport, check_frame
+from gossipfl.transports.base import FORMER_PEER, LinkEvent, PeerId, Received, Transport, check_frame
 
 IN_FLIGHT_FRAMES = 4096
 """Frames that one wrapper keeps under way at once; ``send`` waits when there are more."""
@@ -132,11 +132,18 @@ class FaultyTransport(Transport):
         self._inner = inner
         self._plan = plan
         self._origin_s = origin_s
-        self._random = {peer: Random(derive_seed(seed, inner.me, peer)) for peer in sorted(inner.peers)}
+        self._seed = seed
+        self._random: dict[PeerId, Random] = {}
+        self._draw_for(inner.peers)
         self._overtaken: dict[PeerId, asyncio.Event] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(IN_FLIGHT_FRAMES)
         self._closed = False
+
+    def _draw_for(self, peers: Collection[PeerId]) -> None:
+        """Give new links a generator; one that returns goes on with its own, lest its faults repeat."""
+        for peer in sorted(set(peers) - self._random.keys()):
+            self._random[peer] = Random(derive_seed(self._seed, self.me, peer))
 
     async def start(self) -> None:
         """Start the transport below; raises what it raises."""
@@ -161,7 +168,14 @@ class FaultyTransport(Transport):
                 at_once.append(peer)
             if successor_of is not None:
                 asyncio.get_running_loop().call_soon(successor_of.set)
+        at_once = [peer for peer in at_once if self._may_go_on(peer)]
         return await self._inner.send(at_once, content, bulk=bulk) if at_once else True
+
+    def _may_go_on(self, peer: PeerId) -> bool:
+        """Count a frame whose recipient has ceased to be a peer on the way, and say whether it has not."""
+        if peer not in self.peers:
+            self.counters.count_drop(FORMER_PEER)
+        return peer in self.peers
 
     async def _despatch(self, peer: PeerId, content: bytes, bulk: bool) -> bool:
         """Send the frame on its way with its faults; return True when it has none."""
@@ -201,6 +215,8 @@ class FaultyTransport(Transport):
                 async with asyncio.timeout(REORDER_HOLD_S):
                     await overtaken.wait()
         await asyncio.sleep(delay_s)
+        if not self._may_go_on(peer):
+            return
         reason = self._plan.cuts(self.me, peer, self._now_s())
         if reason:
             self.counters.count_drop(reason)
@@ -226,6 +242,17 @@ class FaultyTransport(Transport):
     async def events(self) -> LinkEvent:
         """Return the next event of the transport below; the plan's faults are silent."""
         return await self._inner.events()
+
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Have other peers, here and below; a frame under way to a former one is lost."""
+        if self._closed:
+            raise TransportClosed("the transport was closed")
+        self._draw_for(peers)
+        self.peers = frozenset(peers)
+        try:
+            await self._inner.change_peers(peers, members)
+        finally:
+            self.peers = self._inner.peers
 
     async def close(self) -> None:
         """Lose all frames under way and close the transport below."""

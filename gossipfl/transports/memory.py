@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from gossipfl.errors import TransportClosed, TransportUnavailable
 from gossipfl.transports.base import (
+    FORMER_PEER,
     LinkEvent,
     PeerId,
     Received,
@@ -98,36 +99,50 @@ class MemoryTransport(Transport):
         return True
 
     async def _deliver(self, peer: PeerId, received: Received, size_bytes: int) -> None:
-        target = self._network.find(peer)
-        if target is None:
-            self.counters.count_drop("absent")
+        while True:  # who is there, and whose peer, may have changed while this frame waited for room
+            target = self._network.find(peer)
+            if peer not in self.peers:
+                self.counters.count_drop(FORMER_PEER)
+            elif target is None:
+                self.counters.count_drop("absent")
+            elif self.me not in target.peers:
+                target.counters.count_drop("foreign")
+            elif target.inbox.offer(received, size_bytes):
+                self.counters.count_sent(size_bytes)
+            else:
+                await self._room_in(target.inbox)
+                continue
             return
-        if self.me not in target.peers:
-            target.counters.count_drop("foreign")
-            return
-        if await self._put(target.inbox, received, size_bytes):
-            self.counters.count_sent(size_bytes)
-        else:  # the recipient left while this frame waited for room
-            self.counters.count_drop("absent")
 
-    async def _put(self, inbox: Mailbox[Received], received: Received, size_bytes: int) -> bool:
-        while not inbox.offer(received, size_bytes):
-            if inbox.closed:
-                return False
-            self._waits_for[inbox] += 1
-            try:
-                await inbox.room()
-            finally:
-                self._waits_for[inbox] -= 1
-            if self._closed:
-                raise TransportClosed("the transport was closed")
-        return True
+    async def _room_in(self, inbox: Mailbox[Received]) -> None:
+        self._waits_for[inbox] += 1
+        try:
+            await inbox.room()
+        finally:
+            self._waits_for[inbox] -= 1
+        if self._closed:
+            raise TransportClosed("the transport was closed")
 
     async def receive(self) -> Received:
         """Return the next frame of any peer."""
-        received = await self.inbox.get()
-        self.counters.count_received(len(received.frame))
-        return received
+        while True:
+            received = await self.inbox.get()
+            if received.source in self.peers:
+                self.counters.count_received(len(received.frame))
+                return received
+            self.counters.count_drop("foreign")
+
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Have other peers, at once; a sender that waits for room looks again whether it may still send."""
+        if self._closed:
+            raise TransportClosed("the transport was closed")
+        self.peers = frozenset(peers)
+        self.inbox.wake()
+        self._wake_own_senders()
+
+    def _wake_own_senders(self) -> None:
+        for inbox in self._waits_for:
+            inbox.wake()
 
     async def events(self) -> LinkEvent:
         """Return the next link event: ``up`` once, after ``start``."""
@@ -136,8 +151,7 @@ class MemoryTransport(Transport):
     async def close(self) -> None:
         """Leave the network; whoever waits in this transport, or for room in its inbox, goes on."""
         self._closed = True
-        for inbox in self._waits_for:
-            inbox.wake()
+        self._wake_own_senders()
         self._network.leave(self)
         self.inbox.close()
         self._events.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from random import Random
 
 from gossipfl.digest import derive_seed
 from gossipfl.errors import TransportClosed, TransportUnavailable
 from gossipfl.transports.back_off import back_off_s
 from gossipfl.transports.base import (
+    FORMER_PEER,
     MAX_FRAME_BYTES,
     LinkEvent,
     PeerId,
@@ -32,6 +33,11 @@ class MqttTransport(Transport):
     ``inbox_frames`` or ``inbox_bytes`` wait is dropped and counted as ``inbox full``; one on another's topic as
     ``foreign``, and one over the limit as ``oversize``. The jitter of the back-off is drawn from a generator
     seeded by the site's id, so that no two sites return to a broker in step.
+
+    A topic that the broker refuses ends ``start``. One that it refuses later, after ``change_peers`` or when the link
+    returns, costs the frames on that topic and nothing else: a ``refused`` event tells of it in the words of ``start``,
+    it is counted as ``refused topic``, and asked for again and again. What is published for all peers at once a former
+    one hears until it has unsubscribed itself.
     """
 
     def __init__(self, me: PeerId, peers: Collection[PeerId], options: MqttOptions) -> None:
@@ -66,25 +72,49 @@ class MqttTransport(Transport):
         if self._session is None or not recipients:
             return not recipients
         payload = bytes(frame)
-        wanted = set(recipients)
-        everyone = len(wanted) > 1 and wanted == self.peers
-        topics = [self._topics.broadcast] if everyone else [self._topics.to[peer] for peer in sorted(wanted)]
-        sent = await self._session.send(topics, payload)
+        sent = await self._session.send(self._topics_for(set(recipients)), payload)
         if self._closed:
             raise TransportClosed("the transport was closed")
-        if sent:
-            self.counters.count_sent(len(payload), frames=len(topics))
-        return sent
+        self.counters.count_sent(len(payload), frames=sent)
+        return sent > 0
+
+    def _topics_for(self, recipients: set[PeerId]) -> Iterator[str]:
+        """Yield where to publish, each when its turn comes: until then a recipient may cease to be a peer."""
+        if len(recipients) > 1 and recipients == self.peers:
+            yield self._topics.broadcast
+            return
+        for peer in sorted(recipients):
+            if peer in self.peers:
+                yield self._topics.to[peer]
+            else:
+                self.counters.count_drop(FORMER_PEER)
 
     async def receive(self) -> Received:
         """Return the next frame."""
-        received = await self._inbox.get()
-        self.counters.count_received(len(received.frame))
-        return received
+        while True:
+            received = await self._inbox.get()
+            if received.source in self.peers:
+                self.counters.count_received(len(received.frame))
+                return received
+            self.counters.count_drop("foreign")
 
     async def events(self) -> LinkEvent:
         """Return the next event of the link to the broker; the oldest are dropped when nobody asks."""
         return await self._events.get()
+
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Subscribe to the topics of new peers, unsubscribe from those of former ones; wait for the broker.
+
+        A broker that does not answer in time is connected to anew. Who the members are its ACL has to know.
+        """
+        if self._closed:
+            raise TransportClosed("the transport was closed")
+        self._topics.change_peers(peers)
+        self.peers = frozenset(peers)
+        if self._session is not None:
+            await self._session.catch_up()
+        if self._closed:
+            raise TransportClosed("the transport was closed")
 
     async def close(self) -> None:
         """Let the broker read what was sent, disconnect and end all tasks."""
@@ -105,6 +135,10 @@ class MqttTransport(Transport):
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
+
+    def _note_refused(self, peer: PeerId, line: str) -> None:
+        self.counters.count_refusal("refused topic")
+        self._events.push(LinkEvent("refused", peer, line))
 
     def _take(self, sender: PeerId | None, frame: bytes | bytearray) -> None:
         if not frame:  # a peer's probe of its own broadcast topic
@@ -136,13 +170,16 @@ class MqttTransport(Transport):
 
     async def _connected_once(self, started: asyncio.Future[None]) -> None:
         """Hold one connection until it breaks, which TransportUnavailable tells."""
-        session = MqttSession(self.me, self._options, self._topics, self._take)
+        session = MqttSession(self.me, self._options, self._topics, self._take, self._note_refused)
         await session.open()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(session.watch(), name=f"mqtt[{self.me}].watch")
-                await session.set_up()
+                await session.set_up(first=not started.done())
+                if self._closed:  # Python 3.11 swallows a cancellation that comes together with the broker's answer
+                    raise asyncio.CancelledError
                 self._link_is_up(session, started)
+                group.create_task(session.follow(), name=f"mqtt[{self.me}].follow")
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:

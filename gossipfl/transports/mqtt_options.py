@@ -86,7 +86,7 @@ class MqttOptions:
     """Connections that ``start`` tries before it gives up; a link that breaks later is retried for ever."""
 
     backoff_s: tuple[float, float] = (0.1, 10.0)
-    """The first and the longest wait between two tries."""
+    """The first and the longest wait between two tries; after the longest one a refused topic is asked for again."""
 
     inbox_frames: int = 1024
     inbox_bytes: int = 64 << 20
@@ -123,20 +123,33 @@ class Topics:
     """
 
     def __init__(self, federation: str, me: PeerId, peers: Collection[PeerId]) -> None:
-        for peer in (me, *peers):
-            if not _TOPIC_LEVEL.fullmatch(peer):
-                raise ConfigError(
-                    f"mqtt: peer id {peer!r} cannot be part of a topic; use letters, digits, '.', '_', '-'"
-                )
-        root = f"gossipfl/{federation}"
-        self.broadcast = f"{root}/{me}/all"
+        _check_ids((me, *peers))
+        self._root = f"gossipfl/{federation}"
+        self._me = me
+        self.broadcast = f"{self._root}/{me}/all"
+        self.own = f"{self._root}/{me}/to/{me}"
+        self.change_peers(peers)
+
+    def change_peers(self, peers: Collection[PeerId]) -> None:
+        """Have the topics of other peers; raises ConfigError, and changes nothing, for an id that cannot be used."""
+        _check_ids(peers)
+        root, me = self._root, self._me
         self.to = {peer: f"{root}/{me}/to/{peer}" for peer in sorted(peers)}
-        self.own = f"{root}/{me}/to/{me}"
         self.sender_of: dict[str, PeerId] = {}
         for peer in sorted(peers):
             self.sender_of[f"{root}/{peer}/all"] = peer
             self.sender_of[f"{root}/{peer}/to/{me}"] = peer
 
+    def heard(self) -> list[str]:
+        """Return what a site that is set up has subscribed to."""
+        return [*self.sender_of, self.own]
+
     def probes(self) -> list[str]:
         """Return the topics on which a site can hear itself, to find out whether the broker lets it speak."""
         return [self.own, self.broadcast]
+
+
+def _check_ids(peers: Collection[PeerId]) -> None:
+    for peer in peers:
+        if not _TOPIC_LEVEL.fullmatch(peer):
+            raise ConfigError(f"mqtt: peer id {peer!r} cannot be part of a topic; use letters, digits, '.', '_', '-'")

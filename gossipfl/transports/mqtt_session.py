@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import aiomqtt
@@ -19,6 +19,9 @@ from gossipfl.transports.mqtt_options import MqttOptions, NoUseRetrying, Topics
 
 Deliver = Callable[[PeerId | None, bytes | bytearray], None]
 """Takes a frame and its sender, or None when the topic is nobody's."""
+
+Refused = Callable[[PeerId, str], None]
+"""Takes a peer whose topic the broker refuses, and the line that says so."""
 
 _SOCKET_BUFFER_BYTES = 1 << 20  # a whole frame goes to the kernel in one piece
 _CONCURRENT_PUBLISHES = 4
@@ -32,16 +35,22 @@ _LOGGER.setLevel(logging.ERROR)  # what aiomqtt warns of is told by exceptions a
 
 
 class MqttSession:
-    """One connection to the broker: ``open`` it, ``send`` while ``watch`` runs, and ``close`` it in any case.
+    """One connection to the broker: ``open`` it, ``send`` while ``watch`` and ``follow`` run, ``close`` it in any case.
 
     A frame goes from the socket to ``deliver`` within one callback of the event loop; nothing is queued between.
+    ``topics`` may change at any time; ``catch_up`` says that they have.
     """
 
-    def __init__(self, me: PeerId, options: MqttOptions, topics: Topics, deliver: Deliver) -> None:
+    def __init__(self, me: PeerId, options: MqttOptions, topics: Topics, deliver: Deliver, on_refused: Refused) -> None:
         self._me = me
         self._options = options
         self._topics = topics
         self._deliver = deliver
+        self._on_refused = on_refused
+        self._subscribed: set[str] = set()
+        self._refused: set[str] = set()
+        self._topics_changed = asyncio.Event()
+        self._caught_up = asyncio.Event()
         self._probes: dict[str, asyncio.Event] = {}
         self._slots = asyncio.Semaphore(_CONCURRENT_PUBLISHES)
         self._sending: set[asyncio.Timeout] = set()
@@ -120,34 +129,77 @@ class MqttSession:
             raise TransportUnavailable(f"connection lost: {error.__cause__ or error}") from None
         finally:
             self._broken = True
+            self._topics_changed.set()
+            self._caught_up.set()
             loop = asyncio.get_running_loop()
             for sending in self._sending:
                 sending.reschedule(loop.time())
 
-    async def set_up(self) -> None:
+    async def set_up(self, *, first: bool) -> None:
         """Subscribe, and make sure that the broker passes on what this site publishes.
 
         An MQTT broker refuses in silence what its ACL does not allow, so the site sends itself a message on each
-        kind of topic. Raises TransportUnavailable that names the topic.
+        kind of topic. Raises TransportUnavailable that names the topic. Where this is not the ``first`` connection, a
+        peer's topic that the broker refuses is told to ``on_refused``, and the others are used.
         """
         probes = self._topics.probes()
         try:
-            await self._subscribe([*self._topics.sender_of, *probes])
+            await self._subscribe([*self._topics.sender_of, *probes], essential=None if first else probes)
             for topic in probes:
                 await self._probe(topic, self._options.timeout_s)
-            await self._client.unsubscribe(self._topics.broadcast)
+            while self._subscribed | self._refused != set(self._topics.heard()):
+                await self._adjust(essential=None if first else probes)
         except aiomqtt.MqttError as error:
             raise _unavailable(error, self._options) from None
 
-    async def _subscribe(self, topics: Sequence[str]) -> None:
+    async def follow(self) -> None:
+        """Keep the subscriptions what the topics say; raises TransportUnavailable when the link fails.
+
+        A topic that the broker refuses is asked for again after the longest wait of the back-off.
+        """
+        try:
+            while not self._broken:  # a cancellation does not suffice, see ``MqttTransport._connected_once``
+                self._topics_changed.clear()
+                await self._adjust(essential=())
+                if not self._topics_changed.is_set():
+                    self._caught_up.set()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._options.backoff_s[1] if self._refused else None):
+                        await self._topics_changed.wait()
+        except aiomqtt.MqttError as error:
+            raise _unavailable(error, self._options) from None
+
+    async def catch_up(self) -> None:
+        """Return when the broker has answered what the topics' latest change asks of it, or the link has ended."""
+        self._topics_changed.set()
+        if not self._broken:
+            self._caught_up.clear()
+            await self._caught_up.wait()
+
+    async def _adjust(self, essential: Collection[str] | None) -> None:
+        heard = self._topics.heard()
+        gone = sorted(self._subscribed.difference(heard))
+        if gone:
+            await self._client.unsubscribe(gone)
+            self._subscribed.difference_update(gone)
+        await self._subscribe([topic for topic in heard if topic not in self._subscribed], essential)
+
+    async def _subscribe(self, topics: Sequence[str], essential: Collection[str] | None) -> None:
+        """Subscribe; raises NoUseRetrying for a refused topic that is ``essential`` (None: all are)."""
         wanted: list[tuple[str, int]] = [(topic, self._options.qos) for topic in topics]
-        granted: Sequence[Any] = await self._client.subscribe(wanted)
-        for topic, code in zip(topics, granted, strict=True):
-            if getattr(code, "value", code) >= _REFUSED:
-                raise NoUseRetrying(
-                    f"the MQTT broker at {self._options.address} refuses {self._me} the topic {topic}; "
-                    "allow it to read that topic (ACL)"
-                )
+        granted: Sequence[Any] = await self._client.subscribe(wanted) if wanted else ()
+        codes = {topic: getattr(code, "value", code) for topic, code in zip(topics, granted, strict=True)}
+        before, self._refused = self._refused, {topic for topic, code in codes.items() if code >= _REFUSED}
+        self._subscribed |= codes.keys() - self._refused
+        for topic in sorted(self._refused - before):
+            line = (
+                f"the MQTT broker at {self._options.address} refuses {self._me} the topic {topic}; "
+                "allow it to read that topic (ACL)"
+            )
+            if essential is None or topic in essential:
+                raise NoUseRetrying(line)
+            if topic in self._topics.sender_of:
+                self._on_refused(self._topics.sender_of[topic], line)
 
     async def _probe(self, topic: str, timeout_s: float) -> None:
         heard = self._probes[topic] = asyncio.Event()
@@ -172,25 +224,26 @@ class MqttSession:
         else:
             self._deliver(sender, message.payload)
 
-    async def send(self, topics: Sequence[str], payload: bytes | bytearray) -> bool:
+    async def send(self, topics: Iterable[str], payload: bytes | bytearray) -> int:
         """Publish to each topic and wait until the socket has taken it all (QoS 1: until the broker answers).
 
-        Returns False when nothing was sent, because the connection is broken.
+        Returns to how many it was published: none when the connection is broken. Each topic is asked for when its turn
+        has come.
         """
-        sent = False
+        sent = 0
         try:
             async with self._slots, asyncio.timeout(None) as sending:
                 if self._broken:
-                    return False
+                    return 0
                 self._sending.add(sending)
                 try:
                     for topic in topics:
                         await self._client.publish(topic, payload, qos=self._options.qos, timeout=math.inf)
-                        sent = True
+                        sent += 1
                 finally:
                     self._sending.discard(sending)
         except TimeoutError:
-            return True  # the link broke while the frame was under way: nobody knows
+            return sent + 1  # the link broke while the frame was under way: nobody knows
         except aiomqtt.MqttError:
             return sent
         return sent

@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+audit = typer.Typer(help="What the site did and decided, so that nobody can change it unnoticed.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+
 SiteFile: TypeAlias = Annotated[
     Path, typer.Argument(metavar="SITE.toml", help="The site's file; see node/site.example.toml.", show_default=False)
 ]
@@ -28,7 +31,7 @@ Level: TypeAlias = Annotated[
 ]
 
 
-@app.command(epilog="Exit code: 0 ended when asked to; 2 a mistake; 143 or 130 ended by a second signal.")
+@app.command(epilog="Exit code: 0 ended when asked to; 2 a mistake; 3 no member any more; 143, 130 by a second signal.")
 def run(
     site: SiteFile,
     log_level: Level = "info",
@@ -41,7 +44,7 @@ def run(
 
     spec = load_site(site)
     start_logging(log_level, as_json=json_logs)
-    run_site(spec)
+    raise typer.Exit(run_site(spec))
 
 
 @app.command(epilog="Exit code: 0 nothing found; 2 a mistake, with one line on stderr for each.")
@@ -86,6 +89,25 @@ def status(
     from gossipfl_node.show import print_status
 
     print_status(document)
+
+
+@audit.command(epilog="Exit code: 0 nothing was changed; 1 something was; 2 a mistake.")
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="STATE", help="The site's state folder, or a copy of it.")],
+    peer_id: Annotated[str, typer.Option("--peer-id", metavar="ID", help="Whose log it is: the site's peer id.")],
+    at_least: Annotated[
+        int, typer.Option("--at-least", metavar="N", min=0, help="How many entries were seen there before.")
+    ] = 0,
+) -> None:
+    """Find out whether anything in a site's audit log was changed, removed or added by somebody else."""
+    from gossipfl_node.audit import describe
+    from gossipfl_node.audit import verify as verify_log
+
+    verdict = verify_log(folder, peer_id, at_least=at_least)
+    for line in describe(verdict):
+        typer.echo(line)
+    if not verdict.ok:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="The peer id goes into federation.members of every site's file.")

@@ -43,11 +43,15 @@ Edge = Annotated[list[str], Field(min_length=2, max_length=2)]
 class FederationSpec(Spec):
     """What all sites must agree on: who is a member, who gossips with whom, and the common initial model.
 
+    Either ``membership`` names a signed file that says it all, whose later versions come by gossip; or it is said here,
+    and stays as it is.
+
     ``members`` maps each site's name to its peer id, ``edges`` are pairs of names. Everyone derives neighbours and
     mixing weights from the same edges; the order of members and edges does not matter. ``addresses`` maps names to the
     multiaddresses that the sites are dialled at over libp2p; a site that is not named there is waited for, or found.
     """
 
+    membership: FilePath | None = None
     name: Name
     members: dict[str, str] = Field(min_length=2)
     edges: list[Edge] = Field(min_length=1)
@@ -60,7 +64,8 @@ class SiteSection(Spec):
 
     ``round_every_s``: least time from one round to the next. ``stop_timeout_s``: how long a stopping daemon may take
     to finish its round and drain. ``threads``: how many cores training may use. ``events_bytes``: size at which
-    events.jsonl is put aside; four older ones are kept.
+    events.jsonl is put aside; four older ones are kept. ``checkpoint_every_s``: how much work a crash may cost at
+    most; ``checkpoints``: how many are kept.
     """
 
     name: Name
@@ -70,6 +75,8 @@ class SiteSection(Spec):
     stop_timeout_s: Seconds = 60.0
     threads: Positive = 1
     events_bytes: Annotated[int, Field(ge=4096)] = 16 << 20
+    checkpoint_every_s: Seconds = 60.0
+    checkpoints: Positive = 3
 
 
 class BrokerSection(Spec):
@@ -117,6 +124,29 @@ class Libp2pSection(Spec):
         return ", ".join(self.listen)
 
 
+class HealthSection(Spec):
+    """Where ``/metrics``, ``/healthz`` and ``/readyz`` are served; without it at 127.0.0.1:9464, if that is free.
+
+    ``port`` 0 is any that is free.
+    """
+
+    enabled: bool = True
+    host: Name = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+
+class CatchUpSection(Spec):
+    """What a site does that starts late, or again after a long time: it takes over a neighbour's model.
+
+    ``rounds``: how far behind most neighbours it must be for that; 0: never. ``wait_s``: how long it waits for their
+    models. ``slack``: a model is passed over whose loss on the site's data is more than so many times that of its own.
+    """
+
+    rounds: Count = 20
+    wait_s: Seconds = 60.0
+    slack: Annotated[float, Field(gt=0)] = 1.0
+
+
 class ShareSpec(Spec):
     """Which part of a data set is this site's, where several sites load the same one: part ``index`` ``of`` so many."""
 
@@ -138,6 +168,8 @@ class SiteSpec(Spec):
     rule: RuleSpec = Field(default_factory=RuleSpec)
     codec: CodecSpec = Field(default_factory=CodecSpec)
     gossip: GossipSpec = Field(default_factory=GossipSpec)
+    catch_up: CatchUpSection = Field(default_factory=CatchUpSection)
+    health: HealthSection | None = None
     mode: Literal["async", "sync"] = "async"
     rounds: Positive | None = None
     evaluate_every: Positive = 10
@@ -209,7 +241,27 @@ def load_state_folder(path: Path) -> Path:
 def _settings(path: Path) -> Settings:
     settings = Settings(SECTIONS)
     settings.add_file(path)
+    section = settings.get("federation")
+    if isinstance(section, dict) and "membership" in section:
+        _add_membership(settings, section, path)
     return settings
+
+
+def _add_membership(settings: Settings, section: dict[str, Any], path: Path) -> None:
+    """Fill the federation's section from the membership in force."""
+    from gossipfl_node.memberships import federation_section, known_versions
+
+    for key in ("name", "members", "edges", "addresses", "model_seed"):
+        if key in section:
+            raise ConfigError(f"{path}: federation.{key} is in the membership file already; remove it here")
+    site = settings.get("site")
+    installed, state = section["membership"], site.get("state") if isinstance(site, dict) else None
+    if not isinstance(installed, str) or not isinstance(state, str):
+        raise ConfigError(f"{path}: federation.membership and site.state must be paths in quotes")
+    folder = path.parent.absolute()
+    document = known_versions(folder / installed, folder / state)[-1]
+    for key, value in federation_section(document).items():
+        settings.add_option(f"federation.{key}", value, f"{installed}:")
 
 
 def _choice_mistakes(settings: Settings, path: Path) -> Iterator[str]:
@@ -229,7 +281,10 @@ def _resolved(spec: SiteSpec, folder: Path) -> SiteSpec:
         found = {name: getattr(part, name) for name in names}
         return part.model_copy(update={name: root / path for name, path in found.items() if path is not None})
 
-    update: dict[str, Any] = {"site": under(spec.site, "key", "state")}
+    update: dict[str, Any] = {
+        "site": under(spec.site, "key", "state"),
+        "federation": under(spec.federation, "membership"),
+    }
     if spec.broker is not None:
         broker = under(spec.broker, "password_file")
         tls = None if broker.tls is None else under(broker.tls, "ca", "cert", "key")

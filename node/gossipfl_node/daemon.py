@@ -8,18 +8,25 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from gossipfl import __version__
 from gossipfl.errors import ConfigError, GossipflError, TransportUnavailable
+from gossipfl_node.audit import AuditLog
 from gossipfl_node.direct import find_mistakes
 from gossipfl_node.journal import Journal
+from gossipfl_node.memberships import InstalledFile, Keeper, known_proofs
+from gossipfl_node.resumption import Resumption
 from gossipfl_node.signals import StopSignals, capture_signals
 from gossipfl_node.site import Site
 from gossipfl_node.state import EVENTS_FILE, StateFolder
 from gossipfl_node.status import Ledger, Standing
 from gossipfl_node.status_socket import status_server
+from gossipfl_node.watch import Watch
 
 if TYPE_CHECKING:
     from gossipfl_node.config import SiteSpec
 
+EXIT_REMOVED = 3
+"""The federation has gone on without this site: to start it again is of no use."""
 FLUSH_S = 1.0
 """How long an event may wait in memory."""
 SAVE_S = 10.0
@@ -30,8 +37,11 @@ BROKER_PAUSE_S = 3.0
 log = logging.getLogger(__name__)
 
 
-def run_site(spec: SiteSpec) -> None:
-    """Be the daemon of a site until it is asked to end, or its rounds are over; raises a UsageError for mistakes."""
+def run_site(spec: SiteSpec) -> int:
+    """Be the daemon of a site until it is asked to end, or its rounds are over; raises a UsageError for mistakes.
+
+    Returns the exit code: 0, or ``EXIT_REMOVED`` where the site is no member any more.
+    """
     site = Site(spec)
     name = site.federation.me.name
     log.info("site %s (%s) of federation %s", name, site.identity.peer_id, spec.federation.name)
@@ -41,15 +51,18 @@ def run_site(spec: SiteSpec) -> None:
         StateFolder(spec.site.state) as state,
         capture_signals() as signals,
         Journal(state.path / EVENTS_FILE, name, spec.site.events_bytes) as journal,
+        AuditLog(state.path, site.identity) as audit,
     ):
-        daemon = Daemon(site, state, Ledger(site.federation, journal))
+        ledger = Ledger(site.federation, journal)
+        daemon = Daemon(site, state, ledger, audit)
         asyncio.run(daemon.serve(signals))
+    return EXIT_REMOVED if ledger.events["removed"] else 0
 
 
 class Daemon:
     """One start of a site's daemon: loads the data, takes a new incarnation, and remembers what it had heard before."""
 
-    def __init__(self, site: Site, state: StateFolder, ledger: Ledger) -> None:
+    def __init__(self, site: Site, state: StateFolder, ledger: Ledger, audit: AuditLog) -> None:
         # torch reads this when it is imported, which happens below.
         os.environ.setdefault("OMP_NUM_THREADS", str(site.spec.site.threads))
         from gossipfl.agent import Agent
@@ -63,19 +76,39 @@ class Daemon:
         learner = site.learner(incarnation)
         core = site.core(learner, incarnation)
         core.restore_replay_marks(state.replay_marks())
+        core.restore_proofs(known_proofs(state.path))
         self._records: tuple[bytes, ...] = tuple(state.address_records())
         self._direct = site.direct_transport(incarnation, self._records) if site.spec.libp2p is not None else None
         transport = self._direct or site.broker_transport(patient=site.spec.waits_for_broker)
         compute = ThreadCompute(site.federation.me.name)
-        self._agent = Agent(core, learner, transport, compute, site.agent_options(), ledger)
-        self._standing = Standing(site, ledger, core, transport, self._direct, incarnation, learner.layout.size)
+        section = site.spec.site
+        resumption = Resumption(
+            state.path, section.checkpoints, section.checkpoint_every_s, learner.layout.digest, ledger
+        )
+        restored = resumption.restore(core, learner)
+        self._keeper = Keeper(state.path, site.identity, incarnation, ledger, resumption)
+        self._installed = _installed(site, self._keeper)
         self._phase = "starting"
+        self._running: asyncio.Task[Any] | None = None
+        self._standing = Standing(site, ledger, core, transport, self._direct, incarnation, learner.layout.size)
+        self._watch = Watch(site, self._standing, audit, resumption, lambda: self._phase, lambda: self._running)
+        self._restored = restored
+        self._agent = Agent(
+            core,
+            learner,
+            transport,
+            compute,
+            site.agent_options(),
+            self._watch,
+            veil=site.veil(),
+            steward=self._keeper,
+        )
         self._stopping = asyncio.Event()
 
     async def serve(self, signals: StopSignals) -> None:
         """Live from the first answer to ``gossipfl-node status`` to the last."""
         signals.attach(asyncio.get_running_loop(), self.stop)
-        async with status_server(self._state.path, self._document):
+        async with status_server(self._state.path, self._document), self._watch.served():
             try:
                 await self._startup()
                 if not self._stopping.is_set():
@@ -98,7 +131,13 @@ class Daemon:
 
     async def _startup(self) -> None:
         standing, neighbours = self._standing, self._site.federation.neighbours
-        self._ledger.note("started", incarnation=standing.incarnation, pid=os.getpid())
+        facts = {"incarnation": standing.incarnation, "pid": os.getpid()}
+        self._ledger.note("started", **facts)
+        self._watch.begin({**facts, "version": __version__, "membership": standing.core.exchange.affairs.version})
+        if self._restored is not None:
+            self._ledger.note("restored", **self._restored)
+            self._watch.restored(self._restored)
+            log.info("going on from checkpoint %(checkpoint)d, round %(round)d", self._restored)
         log.info(
             "incarnation %d: %d parameters, %s rounds with %s",
             standing.incarnation,
@@ -113,6 +152,8 @@ class Daemon:
     async def _main(self) -> None:
         self._phase = "running"
         agent = asyncio.create_task(self._agent.run(), name="daemon.agent")
+        self._running = agent
+        self._watch.vitals.progress()
         keeper = asyncio.create_task(self._keep_state(), name="daemon.keep_state")
         try:
             if not await self._unless_stopped(agent):
@@ -124,6 +165,7 @@ class Daemon:
     def _shutdown(self) -> None:
         self._save(self._heard_records())
         self._ledger.note("ended", round=self._standing.core.round)
+        self._watch.end({"round": self._standing.core.round})
         log.info("ended after %d rounds", self._standing.core.round)
 
     # ------------------------------------------------------------------------------------------ how they are played
@@ -134,6 +176,7 @@ class Daemon:
 
         told = ""
         while not self._stopping.is_set():
+            self._watch.vitals.progress()
             probe = self._site.broker_transport()
             try:
                 await self._unless_stopped(asyncio.create_task(probe.start(), name="daemon.probe"), cancel=True)
@@ -184,9 +227,27 @@ class Daemon:
         while True:
             await asyncio.sleep(FLUSH_S)
             self._ledger.journal.flush()
+            self._look_for_membership()
+            await asyncio.to_thread(self._watch.flush)
             if loop.time() >= save_at:
                 await asyncio.to_thread(self._save, self._heard_records())
                 save_at = loop.time() + SAVE_S
+
+    def _look_for_membership(self) -> None:
+        """Take a newer version that an operator has put in the place of the installed one."""
+        if self._installed is None:
+            return
+        try:
+            document = self._installed.replaced()
+            if document is None:
+                return
+            self._standing.core.check_successor(document)
+        except ConfigError as error:
+            log.error("the membership file is not taken: %s", error)  # noqa: TRY400 - the line says it all
+            self._ledger.events["membership_refused"] += 1
+            self._ledger.note("membership_refused", detail=str(error))
+        else:
+            self._agent.adopt(document)
 
     def _heard_records(self) -> tuple[bytes, ...]:
         return self._direct.address_records() if self._direct is not None else ()
@@ -207,6 +268,15 @@ class Daemon:
 
     def _document(self) -> dict[str, Any]:
         return self._standing.document(self._phase, asyncio.get_running_loop().time())
+
+
+def _installed(site: Site, keeper: Keeper) -> InstalledFile | None:
+    """Keep the version in force, as those will be that come later; None where memberships have no versions."""
+    path = site.spec.federation.membership
+    if path is None:
+        return None
+    keeper.save(site.documents[-1])
+    return InstalledFile(path)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

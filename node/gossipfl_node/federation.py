@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from gossipfl.errors import ConfigError
 from gossipfl.identity import PeerId
 from gossipfl.membership import Member, Membership, federation_id_of
+from gossipfl.membership.document import graph_of
 from gossipfl.settings import suggest
 from gossipfl.topology.graph import Topology, canonical_edges
 from gossipfl.topology.weights import metropolis
@@ -16,6 +17,7 @@ from gossipfl.transports.libp2p.addresses import Address, dialable
 from gossipfl.transports.libp2p.options import MAX_ADDRESSES
 
 if TYPE_CHECKING:
+    from gossipfl.membership.document import Document
     from gossipfl_node.config import FederationSpec
 
 MANY = 5
@@ -47,6 +49,12 @@ class Federation:
         weights = dict(zip(neighbours, metropolis(graph)[place], strict=True))
         return cls(membership, membership.members[spec.members[site]], weights)
 
+    @classmethod
+    def of_document(cls, document: Document, peer_id: PeerId) -> Self:
+        """Return the federation of a membership as the member ``peer_id`` sees it."""
+        membership = document.membership()
+        return cls(membership, membership.members[peer_id], weights_of(document, peer_id))
+
     def name_of(self, peer: PeerId) -> str:
         """Return a member's name, or the peer id itself for a stranger."""
         member = self.membership.get(peer)
@@ -56,6 +64,16 @@ class Federation:
     def neighbours(self) -> tuple[Member, ...]:
         """The neighbours, by name."""
         return tuple(self.membership.members[peer] for peer in self.weights)
+
+
+def weights_of(document: Document, peer_id: PeerId) -> dict[PeerId, float]:
+    """Return the Metropolis weight of each neighbour of a member, in the order of the neighbours' names."""
+    members = document.content.members
+    graph = graph_of(document.content)
+    name = next(name for name, site in members.items() if site.peer_id == peer_id)
+    place = sorted(members).index(name)
+    neighbours = [members[graph.label(other)].peer_id for other in graph.neighbours(place)]
+    return dict(zip(neighbours, metropolis(graph)[place], strict=True))
 
 
 def find_mistakes(spec: FederationSpec, site: str) -> Iterator[str]:

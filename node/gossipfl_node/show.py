@@ -52,6 +52,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("site", f"{document['site']}  {document['peer_id']}  in {document['federation']}"),
         ("daemon", f"{document['phase']}, process {document['pid']}, incarnation {document['incarnation']}"),
         ("up", f"{_duration(document['uptime_s'])}, since {document['up_since']}"),
+        *_membership(document["membership"]),
         _transport(document),
         ("round", f"{document['round']}{ended} ({document['mode']}, {document['rule']}, {document['codec']})"),
     ]
@@ -69,6 +70,14 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     if dropped:
         facts.append(("dropped", ", ".join(f"{count} {reason}" for reason, count in dropped.items())))
     return facts
+
+
+def _membership(membership: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if membership is None:
+        return []
+    secret = "encrypted" if membership["encrypted"] else "not encrypted"
+    text = f"version {membership['version']} of {membership['issued']}, {membership['members']} sites, {secret}"
+    return [("membership", text)]
 
 
 def _transport(document: Mapping[str, Any]) -> tuple[str, str]:

@@ -21,6 +21,8 @@ from gossipfl_node.federation import Federation
 if TYPE_CHECKING:
     from gossipfl.agent import AgentOptions
     from gossipfl.gossip import GossipCore
+    from gossipfl.membership.document import Document
+    from gossipfl.messages import Veil
     from gossipfl.tasks.base import Learner
     from gossipfl.transports.libp2p.transport import Libp2pTransport
     from gossipfl.transports.mqtt import MqttTransport
@@ -48,6 +50,24 @@ class Site:
         """This site's key, which must be that of the member of its name."""
         return load_key(self.spec)
 
+    @cached_property
+    def documents(self) -> list[Document]:
+        """The versions of the membership that are known here, oldest first; none where it has no versions."""
+        from gossipfl_node.memberships import known_versions
+
+        installed = self.spec.federation.membership
+        return [] if installed is None else known_versions(installed, self.spec.site.state)
+
+    def veil(self) -> Veil | None:
+        """Return what seals messages, or None in a federation that has never had a key."""
+        from gossipfl.messages import Veil
+        from gossipfl_node.memberships import federation_key, name_of
+
+        me = self.identity
+        mine = [each for each in self.documents if name_of(each, me.peer_id) is not None]
+        keys = {each.content.version: federation_key(each, me) for each in mine}
+        return Veil(keys, os.urandom) if any(keys.values()) else None
+
     def learner(self, incarnation: int) -> Learner:
         """Return the learner on this site's data: the common initial model, batches in an order of this start's own."""
         from gossipfl.tasks.registry import load_task
@@ -72,7 +92,7 @@ class Site:
     def core(self, learner: Learner, incarnation: int) -> GossipCore:
         """Return the protocol core around the initial model of ``learner``."""
         from gossipfl.codec import make_codec
-        from gossipfl.gossip import GossipCore, Knowledge, Party
+        from gossipfl.gossip import Charters, GossipCore, Knowledge, Party
         from gossipfl.robust.registry import make_rule
 
         spec = self.spec
@@ -85,6 +105,7 @@ class Site:
             make_codec(spec.codec.name, spec.codec.options),
             spec.gossip.settings(spec.mode),
             knowledge=Knowledge(horizon=spec.rounds, losses=getattr(learner, "losses", None)),
+            charters=Charters(self.documents) if self.documents else None,
         )
 
     def broker_transport(self, *, patient: bool = False) -> MqttTransport:
@@ -129,9 +150,9 @@ class Site:
 
     def agent_options(self) -> AgentOptions:
         """Return how the agent works."""
-        from gossipfl.agent import AgentOptions
+        from gossipfl.agent import AgentOptions, CatchUp
 
-        spec = self.spec
+        spec, late = self.spec, self.spec.catch_up
         return AgentOptions(
             local_steps=spec.train.local_steps,
             rounds=spec.rounds,
@@ -140,6 +161,7 @@ class Site:
             join_timeout_s=spec.gossip.join_timeout_s,
             drain_s=spec.gossip.drain_s,
             round_every_s=spec.site.round_every_s,
+            catch_up=CatchUp(late.rounds, late.wait_s, late.slack) if late.rounds else None,
         )
 
 

@@ -25,6 +25,7 @@ from typing import Self
 
 from gossipfl.errors import ConfigError
 from gossipfl.identity import PeerId
+from gossipfl_node.durable import write_atomically as write_atomically
 
 LOCK_FILE = "lock"
 INCARNATION_FILE = "incarnation"
@@ -201,22 +202,6 @@ def running_pid(path: Path) -> int | None:
         return None
     finally:
         os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a crash at any moment leaves the old or the new one; returns when it is on the disk."""
-    part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path) -> str | None:

@@ -84,6 +84,10 @@ class Ledger:
         """Seconds since the daemon started."""
         return time.monotonic() - self.started_s
 
+    def name_of(self, peer: PeerId) -> str:
+        """Return a member's name in the membership in force, or the peer id itself for a stranger."""
+        return self.federation.name_of(peer)
+
     def note(self, event: str, **fields: Any) -> None:
         """Take note of something that the daemon itself did."""
         self.journal.add(self.elapsed_s, event, fields)
@@ -169,6 +173,7 @@ class Standing:
             "phase": phase,
             "up_since": ledger.started_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
             "uptime_s": round(ledger.elapsed_s, 3),
+            "membership": self._membership(),
             "mode": spec.mode,
             "rule": spec.rule.name,
             "codec": spec.codec.name,
@@ -183,6 +188,18 @@ class Standing:
             "dropped": dict(sorted(core.exchange.post.dropped.items())),
             "traffic": self._traffic(),
             "events": dict(sorted(ledger.events.items())),
+        }
+
+    def _membership(self) -> dict[str, Any] | None:
+        charters = self.core.exchange.affairs.charters
+        if charters is None:
+            return None
+        content = charters.current.content
+        return {
+            "version": content.version,
+            "issued": content.issued,
+            "members": len(content.members),
+            "encrypted": content.key is not None,
         }
 
     def _last_round(self) -> dict[str, Any] | None:

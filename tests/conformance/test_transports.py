@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from gossipfl.transports.mqtt_options import MqttOptions, TlsFiles
 DEADLINE_S = 20.0
 INBOX_FRAMES = 8
 TRIANGLE = {"ann": {"bob", "cid"}, "bob": {"ann", "cid"}, "cid": {"ann", "bob"}}
+CHAIN = {"ann": {"bob"}, "bob": {"ann", "cid"}, "cid": {"bob"}}
 PAIR = {"ann": {"bob"}, "bob": {"ann"}}
 MOSQUITTO_WORLDS = ("mosquitto", "mosquitto-password", "mosquitto-tls", "mosquitto-acl")
 WORLDS = (
@@ -95,17 +96,25 @@ async def met(transport: Transport, peer: str) -> None:
         event = await transport.events()
 
 
+async def lost(transport: Transport, peer: str) -> None:
+    """Wait until the link to ``peer`` goes down."""
+    event = await transport.events()
+    while (event.state, event.peer) != ("down", peer):
+        event = await transport.events()
+
+
 class Named(Transport):
     """A libp2p transport whose peers are called by the names that these tests give them, not by peer ids."""
 
     shares_wire = False
 
     def __init__(self, federation: str, me: str, peers: set[str]) -> None:
-        keys = {name: Identity.from_seed(digest(f"{federation}/{name}".encode())) for name in {me, *peers}}
-        self._ids = {name: key.peer_id for name, key in keys.items()}
-        self._names = {peer: name for name, peer in self._ids.items()}
+        self._ids: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._federation = federation
+        self._name({me, *peers})
         ports = PORTS.setdefault(federation, {})
-        for name in sorted(keys):
+        for name in sorted(self._ids):
             ports.setdefault(name, free_port())
         options = Libp2pOptions(
             federation=federation,
@@ -114,11 +123,20 @@ class Named(Transport):
             backoff_s=(0.01, 0.05),
             inbox_frames=INBOX_FRAMES,
         )
-        self._inner = Libp2pTransport(keys[me], [self._ids[name] for name in peers], options)
+        self._inner = Libp2pTransport(self._key(me), self._name(peers), options)
         self._again: list[LinkEvent] = []
         self.me = me
         self.peers = frozenset(peers)
         self.counters = self._inner.counters
+
+    def _key(self, name: str) -> Identity:
+        return Identity.from_seed(digest(f"{self._federation}/{name}".encode()))
+
+    def _name(self, names: Collection[str]) -> list[str]:
+        """Return the peer ids behind names, and know them from now on."""
+        self._ids.update({name: self._key(name).peer_id for name in names})
+        self._names.update({self._ids[name]: name for name in names})
+        return [self._ids[name] for name in names]
 
     def replay_up(self) -> None:
         """Give the first event once more: who waited for the links has taken it from the test."""
@@ -140,6 +158,10 @@ class Named(Transport):
             return self._again.pop()
         event = await self._inner.events()
         return replace(event, peer=self._names.get(event.peer or "", event.peer))
+
+    async def change_peers(self, peers: Collection[str], members: Collection[str]) -> None:
+        self.peers = frozenset(peers)
+        await self._inner.change_peers(self._name(peers), self._name(members))
 
     async def close(self) -> None:
         self._again.clear()
@@ -407,7 +429,15 @@ def test_close_wakes_whoever_waits_and_may_be_called_again(world: World) -> None
             for task in waiting:
                 with pytest.raises(TransportClosed):
                     await task
-            for call in (ann.receive, ann.events, ann.start, lambda: ann.send(["bob"], b"late")):
+            late: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+                ann.receive,
+                ann.events,
+                ann.start,
+                lambda: ann.send(["bob"], b"late"),
+                lambda: ann.change_peers(["bob"], PAIR),
+                lambda: ann.change_peers(["cid"], TRIANGLE),
+            ]
+            for call in late:
                 with pytest.raises(TransportClosed):
                     await call()
             await ann.close()
@@ -442,12 +472,12 @@ def test_a_peer_that_leaves_and_returns_is_heard_again(world: World) -> None:
     run(main())
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("kind", ["broker", "broker-unix", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
-@pytest.mark.parametrize("qos", [0, 1])
-def test_every_transport_survives_a_broker_that_dies_and_returns(kind: str, qos: Any, tmp_path: Path) -> None:
+def mortal_broker(
+    kind: str, folder: Path, qos: Any = 0
+) -> tuple[Callable[[], contextlib.AbstractContextManager[int]], MqttOptions]:
+    """Return what starts a broker at one place again and again, telling its process id, and the way there."""
     port = free_port()
-    path = tmp_path / "broker.sock" if kind == "broker-unix" else None
+    path = folder / "broker.sock" if kind == "broker-unix" else None
     options = MqttOptions(port=port, socket_path=str(path) if path else None, qos=qos)
 
     @contextlib.contextmanager
@@ -456,8 +486,17 @@ def test_every_transport_survives_a_broker_that_dies_and_returns(kind: str, qos:
             with start_broker_process(port=port, socket_path=path) as process:
                 yield process.pid
         else:
-            with running_mosquitto(tmp_path, port=port) as (_, mosquitto):
+            with running_mosquitto(folder, port=port) as (_, mosquitto):
                 yield mosquitto.pid
+
+    return broker, options
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["broker", "broker-unix", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_every_transport_survives_a_broker_that_dies_and_returns(kind: str, qos: Any, tmp_path: Path) -> None:
+    broker, options = mortal_broker(kind, tmp_path, qos)
 
     async def exchange(members: dict[str, Transport]) -> None:
         """Send and receive between all until everybody has heard everybody."""
@@ -487,6 +526,259 @@ def test_every_transport_survives_a_broker_that_dies_and_returns(kind: str, qos:
                     assert [transport.counters.reconnects for transport in members.values()] == [1] * 3
                     for transport in members.values():
                         await transport.close()
+
+    run(main())
+
+
+async def change(members: dict[str, Transport], graph: dict[str, set[str]]) -> None:
+    """Let everybody in ``graph`` have other peers, at once."""
+    async with asyncio.TaskGroup() as group:
+        for me, peers in graph.items():
+            group.create_task(members[me].change_peers(peers, TRIANGLE))
+    assert {me: members[me].peers for me in graph} == graph
+
+
+async def heard(transport: Transport, source: str, frame: bytes) -> None:
+    """Wait for a frame; others may come before it."""
+    while await receive_all(transport, 1) != [(source, frame)]:
+        pass
+
+
+async def acquainted(world: World, members: dict[str, Transport], one: str, other: str) -> None:
+    """Wait until two who have just become peers carry each other's frames."""
+    for sender, recipient in ((one, other), (other, one)) if world.dials else ():
+        frame = b"hello %d" % next(_numbers)
+        arriving = asyncio.create_task(heard(members[recipient], sender, frame))
+        try:
+            while not arriving.done():
+                await members[sender].send([recipient], frame)
+                await asyncio.wait([arriving], timeout=0.05)
+        finally:
+            arriving.cancel()
+
+
+async def swept(members: dict[str, Transport], sender: str, others: Collection[str]) -> None:
+    """Return when all that ``sender`` has sent through a broker, to whomever, has gone through it."""
+    for other in others:
+        await members[sender].send([other], b"this is the last")
+        await heard(members[other], sender, b"this is the last")
+
+
+def test_a_new_peer_is_heard_and_reached(world: World) -> None:
+    async def main() -> None:
+        async with world.network(CHAIN) as members:
+            with pytest.raises(ValueError, match="cid"):
+                await members["ann"].send(["cid"], b"too early")
+            await change(members, {"ann": {"bob", "cid"}, "cid": {"ann", "bob"}})
+            await acquainted(world, members, "ann", "cid")
+            assert await members["ann"].send({"bob", "cid"}, b"from ann to all")
+            assert await members["cid"].send(["ann"], b"from cid")
+            await heard(members["bob"], "ann", b"from ann to all")
+            await heard(members["cid"], "ann", b"from ann to all")
+            await heard(members["ann"], "cid", b"from cid")
+
+    run(main())
+
+
+def test_a_new_peer_may_start_later(world: World) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            await change(members, {"ann": {"bob", "cid"}})
+            async with world.network({"cid": {"ann"}}) as later:
+                ann, bob, cid = members["ann"], members["bob"], later["cid"]
+                await acquainted(world, {"ann": ann, "cid": cid}, "ann", "cid")
+                await ann.send({"bob", "cid"}, b"to both")
+                await cid.send(["ann"], b"from cid")
+                await heard(bob, "ann", b"to both")
+                await heard(cid, "ann", b"to both")
+                await heard(ann, "cid", b"from cid")
+
+    run(main())
+
+
+def test_a_former_peer_is_neither_heard_nor_reached(world: World) -> None:
+    """It has not heard of the change itself; ``swept`` makes sure that nothing of it is on its way any more."""
+
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            ann, bob, cid = members.values()
+            await cid.send(["ann"], b"waits when the change comes")
+            await swept(members, "cid", ["bob"])
+            await change(members, {"ann": {"bob"}})
+            await cid.send(["ann"], b"comes after it")
+            await swept(members, "cid", ["bob"])
+            await bob.send(["ann"], b"from bob")
+            assert await receive_all(ann, 1) == [("bob", b"from bob")]
+            for recipients in (["cid"], ["bob", "cid"]):
+                with pytest.raises(ValueError, match="cid"):
+                    await ann.send(recipients, b"to a former peer")
+            await ann.send(ann.peers, b"to all who are left")
+            await heard(bob, "ann", b"to all who are left")
+            await bob.send(["cid"], b"from bob")
+            assert await receive_all(cid, 1) == [("bob", b"from bob")]
+            if not world.dials:
+                assert ann.counters.by_reason["foreign"] >= 1
+
+    run(main())
+
+
+def test_a_former_peer_that_is_one_again_is_heard_again(world: World) -> None:
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            for _ in range(3):
+                await change(members, CHAIN)
+                if world.dials:
+                    await lost(members["ann"], "cid")
+                    await lost(members["cid"], "ann")
+                await change(members, TRIANGLE)
+                await acquainted(world, members, "ann", "cid")
+                await members["cid"].send(["ann"], b"back again")
+                await heard(members["ann"], "cid", b"back again")
+
+    run(main())
+
+
+def test_the_links_of_those_who_stay_lose_nothing_while_others_come_and_go(world: World) -> None:
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            grants = {me: asyncio.Semaphore(INBOX_FRAMES // 2) for me in ("ann", "bob")}
+            done = asyncio.Event()
+            sent = dict.fromkeys(grants, 0)
+
+            async def send_all(me: str, other: str) -> None:
+                while not done.is_set():
+                    await grants[me].acquire()
+                    assert await members[me].send([other], sent[me].to_bytes(4))
+                    sent[me] += 1
+                await members[me].send([other], b"end")
+
+            async def receive_from(me: str, other: str) -> None:
+                number = 0
+                while True:
+                    source, frame = (await receive_all(members[me], 1))[0]
+                    if (source, frame) == (other, b"end"):
+                        break
+                    if source == other:
+                        assert frame == number.to_bytes(4)
+                        number += 1
+                        grants[other].release()
+                assert number == sent[other]
+
+            async with asyncio.TaskGroup() as group:
+                for me, other in (("ann", "bob"), ("bob", "ann")):
+                    group.create_task(send_all(me, other))
+                    group.create_task(receive_from(me, other))
+                for number in range(10):
+                    await change(members, CHAIN)
+                    await change(members, TRIANGLE)
+                    await until(lambda: min(sent.values()) > 10 * number)  # noqa: B023 - awaited before the next
+                done.set()
+            assert all(members[me].counters.reconnects == 0 for me in grants)
+
+    run(main())
+
+
+def test_the_last_of_several_changes_at_once_decides_and_the_same_again_changes_nothing(world: World) -> None:
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            ann = members["ann"]
+            changes = [ann.change_peers(peers, TRIANGLE) for peers in ({"cid"}, {"bob"}, set[str](), {"bob", "cid"})]
+            await asyncio.gather(*changes)
+            assert ann.peers == {"bob", "cid"}
+            for other in ("bob", "cid"):
+                await acquainted(world, members, "ann", other)
+                await members[other].send(["ann"], b"after the changes")
+                await heard(ann, other, b"after the changes")
+            for _ in range(3):
+                await change(members, TRIANGLE)
+            await ann.send({"bob", "cid"}, b"to both")
+            await heard(members["bob"], "ann", b"to both")
+            await heard(members["cid"], "ann", b"to both")
+
+    run(main())
+
+
+def test_peers_may_change_before_the_start(world: World) -> None:
+    async def main() -> None:
+        async with world.network(PAIR) as members:
+            bob = members["bob"]
+            await bob.change_peers({"cid"}, TRIANGLE)
+            cid = world.make(world.federation, "cid", {"ann", "bob"})
+            try:
+                await cid.change_peers({"bob"}, TRIANGLE)
+                assert cid.peers == {"bob"}
+                await cid.start()
+                await acquainted(world, {"bob": bob, "cid": cid}, "bob", "cid")
+                await cid.send({"bob"}, b"from cid")
+                await heard(bob, "cid", b"from cid")
+                with pytest.raises(ValueError, match="ann"):
+                    await cid.send(["ann"], b"no peer any more")
+            finally:
+                await cid.close()
+
+    run(main())
+
+
+def test_close_ends_a_change_under_way(world: World) -> None:
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            ann = members["ann"]
+            changes = [asyncio.create_task(ann.change_peers(peers, TRIANGLE)) for peers in (["cid"], ["bob"])]
+            await asyncio.sleep(0)
+            await ann.close()
+            for ended in await asyncio.gather(*changes, return_exceptions=True):
+                assert ended is None or isinstance(ended, TransportClosed)
+
+    run(main())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["broker", "broker-unix", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+def test_a_change_while_the_broker_is_away_holds_when_it_returns(kind: str, tmp_path: Path) -> None:
+    broker, options = mortal_broker(kind, tmp_path)
+
+    async def main() -> None:
+        world = mqtt_world(options)
+        with contextlib.ExitStack() as first:
+            pid = first.enter_context(broker())
+            async with world.network(CHAIN) as members:
+                assert [(await transport.events()).state for transport in members.values()] == ["up"] * 3
+                os.kill(pid, signal.SIGKILL)
+                assert [(await transport.events()).state for transport in members.values()] == ["down"] * 3
+                await change(members, {"ann": {"cid"}, "cid": {"ann", "bob"}})
+                first.close()
+                with broker():
+                    assert [(await transport.events()).state for transport in members.values()] == ["up"] * 3
+                    await members["bob"].send(["ann"], b"from a former peer")
+                    await swept(members, "bob", ["cid"])
+                    await members["cid"].send(["ann"], b"from a new one")
+                    assert await receive_all(members["ann"], 1) == [("cid", b"from a new one")]
+                    await members["ann"].send(["cid"], b"to a new one")
+                    await heard(members["cid"], "ann", b"to a new one")
+                    for transport in members.values():
+                        await transport.close()
+
+    run(main())
+
+
+def test_a_change_while_a_peer_is_away_holds_when_it_returns(world: World) -> None:
+    async def main() -> None:
+        async with world.network(TRIANGLE) as members:
+            ann, cid = members["ann"], members["cid"]
+            await members["bob"].close()
+            if world.dials:
+                await lost(ann, "bob")
+            await change(members, {"ann": {"cid"}})
+            bob = world.make(world.federation, "bob", {"ann", "cid"})
+            try:
+                await bob.start()
+                await acquainted(world, {"bob": bob, "cid": cid}, "bob", "cid")
+                await bob.send(["ann"], b"from a former peer")
+                await swept({"bob": bob, "cid": cid}, "bob", ["cid"])
+                await cid.send(["ann"], b"from a peer")
+                assert await receive_all(ann, 1) == [("cid", b"from a peer")]
+            finally:
+                await bob.close()
 
     run(main())
 

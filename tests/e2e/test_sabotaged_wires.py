@@ -17,7 +17,7 @@ HONEST_VOTES = ROUNDS * 3 * 2
 @pytest.mark.parametrize(
     ("wire", "attack", "counted"),
     [
-        ("mqtt", "nan", {"offence-codec", "muted"}),
+        ("mqtt", "nan", {"offence-codec", "convicted"}),
         ("libp2p", "replay", {"replay", "recipient"}),
     ],
 )

@@ -68,25 +68,6 @@ def test_a_member_that_is_no_neighbour_is_refused() -> None:
     run(main())
 
 
-def test_a_member_that_is_removed_loses_its_link_and_is_refused() -> None:
-    async def main() -> None:
-        async with (
-            linked("cid") as (ann, bob),
-            unharmed(ann, bob),
-            sites(Site("cid", ["ann"], addresses={"ann": (loopback(ann.port),)})) as (cid,),
-        ):
-            await ann.up("cid")
-            await exchange(ann, cid)
-            await ann.transport.remove(cid.id)
-            await asyncio.gather(ann.down("cid"), cid.down("ann"))
-            await ann.refused("removed", times=3)
-            assert not await ann.send("cid", b"good-bye")
-            told_once(ann, "cid", "no member any more")
-            assert len(ann.seen("up", "cid")) == 1
-
-    run(main())
-
-
 def test_a_member_of_another_federation_is_refused_whoever_dials() -> None:
     async def main() -> None:
         async with linked("cid", federation="default") as (ann, bob), unharmed(ann, bob):

@@ -30,6 +30,7 @@ from gossipfl.messages import (
     Header,
     Hello,
     Kind,
+    Statement,
     Update,
     chunk_digests,
     frame_chunk,
@@ -76,7 +77,7 @@ class TestAssembly:
             chunks = cut(header, body)
             order = [*range(len(chunks)), *draw.choices(range(len(chunks)), k=5)]
             draw.shuffle(order)
-            assembly = Assembly.begin(header, Kind.DELTA, 0.0)
+            assembly = Assembly.begin(Statement(b"", b"", header), Kind.DELTA, 0.0)
             placed = set()
             for index in order:
                 rubbish = bytes([chunks[index].data[0] ^ 1]) + bytes(chunks[index].data[1:])
@@ -94,7 +95,7 @@ class TestAssembly:
     def test_a_chunk_of_another_length_or_place_is_refused(self) -> None:
         body = bytes(3 * SMALL_CHUNK - 7)
         header = make_header(body)
-        assembly = Assembly.begin(header, Kind.DELTA, 0.0)
+        assembly = Assembly.begin(Statement(b"", b"", header), Kind.DELTA, 0.0)
         for index, length in ((0, SMALL_CHUNK - 1), (2, SMALL_CHUNK), (3, SMALL_CHUNK), (2**62, 1)):
             assert not assembly.place(Chunk(FEDERATION, bytes(32), 1, 1, index, memoryview(bytes(length))), 0.0)
         assert assembly.missing == {0, 1, 2}
@@ -104,7 +105,7 @@ class TestAssembly:
         header = Header(FEDERATION, bytes(32), b"", 1, 1, size, (bytes(32),) * 5)
         tracemalloc.start()
         try:
-            assembly = Assembly.begin(header, Kind.DELTA, 0.0)
+            assembly = Assembly.begin(Statement(b"", b"", header), Kind.DELTA, 0.0)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -115,7 +116,7 @@ class TestAssembly:
     def test_no_more_than_the_credit_is_under_way(self) -> None:
         body = bytes(40 * SMALL_CHUNK)
         header = make_header(body)
-        assembly, chunks = Assembly.begin(header, Kind.DELTA, 0.0), cut(header, body)
+        assembly, chunks = Assembly.begin(Statement(b"", b"", header), Kind.DELTA, 0.0), cut(header, body)
         asked: list[int] = []
         while not assembly.complete:
             while (grant := assembly.next_grant()) is not None:
@@ -128,7 +129,7 @@ class TestAssembly:
     def test_after_a_stall_the_missing_ones_are_asked_for_again(self) -> None:
         body = random.Random(1).randbytes(4 * SMALL_CHUNK)
         header = make_header(body)
-        assembly, chunks = Assembly.begin(header, Kind.DELTA, 0.0), cut(header, body)
+        assembly, chunks = Assembly.begin(Statement(b"", b"", header), Kind.DELTA, 0.0), cut(header, body)
         assert assembly.next_grant() == (0, 4)
         assert assembly.next_grant() is None
         assembly.place(chunks[1], 1.0)
@@ -141,7 +142,7 @@ class TestAssembly:
     def test_patience_follows_the_pace_of_the_link(self) -> None:
         body = bytes(40 * SMALL_CHUNK)
         header = make_header(body)
-        assembly, chunks = Assembly.begin(header, Kind.DELTA, 0.0), cut(header, body)
+        assembly, chunks = Assembly.begin(Statement(b"", b"", header), Kind.DELTA, 0.0), cut(header, body)
         assembly.place(chunks[0], 1.0)
         assert assembly.stalls_at == 1.0 + STALL_GAPS
         for index in range(1, 40):

@@ -9,7 +9,7 @@ from lab import Lab
 from gossipfl.codec import MAX_MAGNITUDE
 from gossipfl.errors import ConfigError
 from gossipfl.gossip import Party, Phase
-from gossipfl.gossip.core import REMEMBERED_ROUNDS
+from gossipfl.gossip.rounds import REMEMBERED_ROUNDS
 from gossipfl.messages import Bye, Kind, Status
 
 
@@ -125,17 +125,19 @@ class TestLeaving:
 
     def test_what_a_good_bye_has_overtaken_does_not_call_the_neighbour_back(self) -> None:
         lab = Lab(2).start()
-        status = lab.forge(1, Kind.STATUS, Status(0, 0, bytes(32)), sequence=600)
+        digest = lab.cores[1].exchange.own.digest
+        status = lab.forge(1, Kind.STATUS, Status(0, 0, digest), sequence=600)
         lab.receive(0, lab.forge(1, Kind.BYE, Bye("done"), sequence=601))
         lab.receive(0, status)
         assert lab.seen_by(0, 1).left
-        lab.receive(0, lab.forge(1, Kind.STATUS, Status(0, 0, bytes(32)), sequence=602))
+        lab.receive(0, lab.forge(1, Kind.STATUS, Status(0, 0, digest), sequence=602))
         assert not lab.seen_by(0, 1).left
 
     def test_rounds_that_are_over_stay_over(self) -> None:
         lab = Lab(2).start()
-        late = lab.forge(1, Kind.STATUS, Status(0, 0, bytes(32), done=False), sequence=600)
-        lab.receive(0, lab.forge(1, Kind.STATUS, Status(0, 0, bytes(32), done=True), sequence=601))
+        digest = lab.cores[1].exchange.own.digest
+        late = lab.forge(1, Kind.STATUS, Status(0, 0, digest, done=False), sequence=600)
+        lab.receive(0, lab.forge(1, Kind.STATUS, Status(0, 0, digest, done=True), sequence=601))
         lab.receive(0, late)
         assert lab.seen_by(0, 1).done
 

@@ -320,7 +320,7 @@ class TestGuarantee05SelfMending:
         true = make_delta(torch.ones(64))
         lab.publish(1, torch.ones(64))
         lab.wire.clear()
-        wrong = Update(0, 1, bytes(32), FLOAT32, true.payload)
+        wrong = Update(0, 1, true.digest, FLOAT32, make_delta(torch.full((64,), 2.0)).payload)
         (request,) = lab.receive(0, lab.forge(1, Kind.DELTA, wrong))
         assert request.kind == Kind.REQUEST
         assert request.body == Request(None)
@@ -427,7 +427,7 @@ class TestGuarantee05SelfMending:
         lab = start_async()
         lab.publish(1, torch.ones(64))
         lab.settle()
-        lab.receive(0, lab.forge(1, Kind.KEYFRAME, make_delta(torch.full((64,), 5.0))))
+        lab.receive(0, lab.forge(1, Kind.KEYFRAME, make_delta(torch.ones(64))))
         assert lab.dropped(0) == {"unsolicited-keyframe": 1}
         assert lab.agree(0, 1)
 
@@ -459,9 +459,9 @@ class TestGuarantee06Versioned:
         body = raw_body({"r": 0, "v": 1, "d": lab.cores[1].exchange.own.digest, "later": [1, 2]})
         me = lab.identities[1]
         header = msgpack.packb(
-            [lab.membership.federation_id, me.public_key, b"", 1, 900, len(body), digest(body), "later"]
+            [lab.membership.federation_id, me.public_key, b"", 1, 900, len(body), digest(body), None, "later"]
         )
-        signed = signing_input(Kind.STATUS, header, minor=1)
+        signed = signing_input(Kind.STATUS, header, minor=2)
         lab.receive(0, frame_message(signed, me.sign(signed), body))
         assert lab.dropped(0) == {}
         assert lab.seen_by(0, 1).claimed == 1

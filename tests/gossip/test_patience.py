@@ -21,7 +21,9 @@ def mute(lab: Lab, node: int, offender: int) -> None:
 
 def claim(lab: Lab, node: int, neighbour: int, version: int) -> None:
     """Let ``neighbour`` say to ``node`` that it has published up to ``version``."""
-    lab.receive(node, lab.forge(neighbour, Kind.STATUS, Status(version - 1, version, bytes(32))))
+    own = lab.cores[neighbour].exchange.own
+    digest = own.digest if version == own.version else bytes(32)
+    lab.receive(node, lab.forge(neighbour, Kind.STATUS, Status(version - 1, version, digest)))
 
 
 class TestMuted:

@@ -211,7 +211,8 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_site(tmp_path: Path, caplog
 
 def test_every_event_is_one_readable_line(caplog: pytest.LogCaptureFixture) -> None:
     fields = {"peer": "beta", "round": 3, "silent": ["beta", "gamma"], "silent_s": 10.2, "reason": "layout"}
-    fields |= {"detail": "x", "count": 2, "seconds": 4.0, "missing_chunks": 3}
+    fields |= {"detail": "x", "count": 2, "seconds": 4.0, "missing_chunks": 3, "rounds": 30}
+    fields |= {"loss": 0.5, "own_loss": 0.7, "version": 2, "members": 4}
     with caplog.at_level(logging.DEBUG, logger="gossipfl_node"):
         for event in LINES:
             narrate(event, fields)

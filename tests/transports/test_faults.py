@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from gossipfl.clock import run_virtual
 from gossipfl.errors import ConfigError, TransportClosed
+from gossipfl.transports import faults
+from gossipfl.transports.base import FORMER_PEER
 from gossipfl.transports.faults import Crash, FaultPlan, FaultyTransport, Partition
 from gossipfl.transports.memory import MemoryNetwork, MemoryTransport
 
@@ -233,3 +235,68 @@ def test_close_loses_what_is_under_way() -> None:
 def test_an_impossible_plan_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^fault plan: [^\n]+$"):
         FaultPlan(**wrong)
+
+
+def test_a_frame_under_way_to_a_former_peer_is_lost_and_counted() -> None:
+    async def program(members: dict[str, FaultyTransport]) -> None:
+        await members["ann"].send(["bob", "cid"], b"frame")
+        await asyncio.sleep(0.5)
+        await members["ann"].change_peers(["cid"], TRIO)
+
+    wire = over(FaultPlan(delay_s=(1.0, 1.0)), program, TRIO)
+    assert wire.frames("bob") == []
+    assert wire.frames("cid") == [b"frame"]
+    assert wire.reasons == {FORMER_PEER: 1}
+
+
+def test_a_recipient_that_ceases_to_be_a_peer_while_a_frame_waits_does_not_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The copies for cid wait for each other, and bob's frame, which no fault touches, goes after them."""
+    fates = {"bob": faults._Fate((0.0,), held=False, corrupt=False), "cid": faults._Fate((5.0, 5.0), False, False)}
+    monkeypatch.setattr(faults, "IN_FLIGHT_FRAMES", 1)
+    monkeypatch.setattr(FaultyTransport, "_draw", lambda self, peer: fates[peer])
+
+    async def program(members: dict[str, FaultyTransport]) -> None:
+        sending = asyncio.create_task(members["ann"].send(["bob", "cid"], b"frame"))
+        await asyncio.sleep(1)
+        assert not sending.done()
+        await members["ann"].change_peers(["cid"], TRIO)
+        assert await sending
+
+    wire = over(FaultPlan(drop=0.5), program, TRIO)
+    assert wire.frames("bob") == []
+    assert wire.frames("cid") == [b"frame", b"frame"]
+    assert wire.reasons == {FORMER_PEER: 1}
+
+
+def test_the_faults_of_a_link_go_on_where_they_were_when_a_peer_returns() -> None:
+    def program(changes: bool) -> Callable[[dict[str, FaultyTransport]], Coroutine[Any, Any, None]]:
+        async def send(members: dict[str, FaultyTransport]) -> None:
+            for number in range(100):
+                if changes and number == 50:
+                    await members["ann"].change_peers([], TRIO)
+                    await members["ann"].change_peers(["bob"], TRIO)
+                await members["ann"].send(["bob"], number.to_bytes(4))
+
+        return send
+
+    plan = FaultPlan(drop=0.5)
+    assert over(plan, program(changes=True)).frames() == over(plan, program(changes=False)).frames()
+
+
+def test_a_new_peer_has_the_faults_that_it_would_have_had_from_the_start() -> None:
+    plan, last = FaultPlan(drop=0.5), {"ann": {"bob", "cid"}, "bob": {"ann"}, "cid": {"ann"}}
+    first = {**last, "ann": {"bob"}}
+
+    def program(changes: bool) -> Callable[[dict[str, FaultyTransport]], Coroutine[Any, Any, None]]:
+        async def send(members: dict[str, FaultyTransport]) -> None:
+            if changes:
+                await members["ann"].change_peers(["bob", "cid"], last)
+            for number in range(100):
+                await members["ann"].send(["cid"], number.to_bytes(4))
+
+        return send
+
+    grown, whole = over(plan, program(changes=True), first), over(plan, program(changes=False), last)
+    assert grown.frames("cid") == whole.frames("cid") != []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gossipfl.gossip.post import Encoded
+from gossipfl.gossip.post import Encoded, stated_in
 from gossipfl.messages import (
     Body,
     Buffer,
@@ -61,6 +61,7 @@ class Forge:
             incarnation=letter.header.incarnation if incarnation is None else incarnation,
             body_bytes=len(encoded),
             digests=chunk_digests(encoded),
+            stated=stated_in(body),
         )
         signed = signing_input(letter.kind, header.pack())
         return frame_message(signed, self._identity.sign(signed), encoded)

@@ -47,7 +47,9 @@ class SabotagedTransport(Transport):
     async def _send(self, parcels: Collection[Parcel]) -> bool:
         sent = True
         for parcel in parcels:
-            sent = await self._inner.send(parcel.recipients, parcel.frame, bulk=parcel.bulk) and sent
+            # What the saboteur kept back may be for somebody who is no peer any more.
+            recipients = [peer for peer in parcel.recipients if peer in self.peers]
+            sent = await self._inner.send(recipients, parcel.frame, bulk=parcel.bulk) and sent
         return sent
 
     async def _act(self) -> None:
@@ -66,6 +68,14 @@ class SabotagedTransport(Transport):
     async def events(self) -> LinkEvent:
         """Return the next event of the transport below."""
         return await self._inner.events()
+
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Change those of the transport below."""
+        self.peers = frozenset(peers)
+        try:
+            await self._inner.change_peers(peers, members)
+        finally:
+            self.peers = self._inner.peers
 
     async def close(self) -> None:
         """Silence the saboteur and close the transport below; raises what went wrong while the saboteur acted."""

@@ -46,27 +46,25 @@ class Admission:
         self._me = me
         self._members = frozenset(members)
         self._neighbours = frozenset(neighbours)
-        self._removed: set[PeerId] = set()
+        self._removed: frozenset[PeerId] = frozenset()
         self._tell = tell
 
     def objection(self, peer: PeerId) -> str | None:
         """Return why ``peer`` may not connect, in a word, or None."""
         if peer == self._me:
             return "own key"
-        if peer in self._removed:
-            return "removed"
         if peer in self._neighbours:
             return None
+        if peer in self._removed:
+            return "removed"
         return "no neighbour" if peer in self._members else "stranger"
 
     def refuse(self, reason: str, peer: PeerId, detail: str = "") -> None:
         """Tell of a connection that was refused."""
         self._tell(Told(f"refused {reason}", peer, detail or REASONS.get(reason, reason)))
 
-    def remove(self, peer: PeerId) -> None:
-        """Refuse a member from now on."""
-        self._removed.add(peer)
-
-    def has_removed(self, peer: PeerId) -> bool:
-        """Tell whether a member was removed."""
-        return peer in self._removed
+    def change(self, members: Collection[PeerId], neighbours: Collection[PeerId]) -> None:
+        """Admit other neighbours from now on; whoever was a member, and is none any more, counts as removed."""
+        self._removed = (self._removed | self._members).difference(members)
+        self._members = frozenset(members)
+        self._neighbours = frozenset(neighbours)

@@ -14,7 +14,10 @@ from gossipfl.transports.libp2p.interfaces import on_every_interface
 from gossipfl.transports.libp2p.link import Link
 from gossipfl.transports.libp2p.neighbour import Neighbour
 from gossipfl.transports.libp2p.options import MAX_ADDRESSES, Libp2pOptions
-from gossipfl.transports.libp2p.records import MIN_GAP_S, AddressBook, Record, TooSoon
+from gossipfl.transports.libp2p.records import MIN_GAP_S, AddressBook, Record, Stranger, TooSoon
+
+MAX_STRANGERS = 64
+"""Strangers of whom a record is kept: many more than join a federation at once."""
 
 
 class Directory:
@@ -33,14 +36,21 @@ class Directory:
         self._book = AddressBook(options.addresses, {identity.peer_id, *members, *neighbours})
         self._own_addresses: list[Address] = []
         self._held_back: dict[PeerId, tuple[PeerId, bytes]] = {}
+        self._strangers: dict[PeerId, tuple[PeerId, Record]] = {}
 
     def addresses(self, peer: PeerId) -> list[Address]:
         """Return where to try ``peer``, in this order."""
         return self._book.addresses(peer)
 
-    def forget(self, peer: PeerId) -> None:
-        """Forget a member that was removed."""
-        self._book.forget(peer)
+    def change_members(self, members: Collection[PeerId]) -> list[tuple[PeerId, bytes]]:
+        """Believe these members from now on; return what others have told of new ones before, and who has.
+
+        Members learn at different times that somebody is new: a record that came too early is not sent again.
+        """
+        members = {self._identity.peer_id, *members}
+        self._book.change_members(members)
+        early = [self._strangers.pop(peer) for peer in list(self._strangers) if peer in members]
+        return [(source, record.envelope) for source, record in early]
 
     def sign(self, listening: Iterable[Address]) -> None:
         """Sign where this node is: what it shall announce, or else where it listens."""
@@ -67,10 +77,22 @@ class Directory:
                 nursery.start_soon(self._take_held_back, nursery)
             self._held_back[error.peer] = source, envelope
             self._count(source, error)
+        except Stranger as error:
+            self._keep_for_later(source, error.record)
+            self._count(source, error)
         except MessageError as error:
             self._count(source, error)
         else:
             self._spread(source, record)
+
+    def _keep_for_later(self, source: PeerId, record: Record) -> None:
+        """Keep the newest record of a stranger, who may be a member that this node has not heard of yet."""
+        known = self._strangers.pop(record.peer, None)
+        if known is not None and known[1].sequence >= record.sequence:
+            source, record = known
+        self._strangers[record.peer] = source, record
+        if len(self._strangers) > MAX_STRANGERS:
+            del self._strangers[next(iter(self._strangers))]
 
     def _spread(self, source: PeerId, record: Record) -> None:
         for other in self._neighbours.values():
@@ -121,5 +143,5 @@ class Directory:
         return on_local_network(self._identity.peer_id, self._own_addresses, found)
 
     def _take_hint(self, peer: PeerId, told: list[str]) -> None:
-        if peer in self._neighbours and self._book.hint(peer, told):
+        if self._book.hint(peer, told):  # of a member that may become a neighbour: the network tells of it once
             self._wake(peer)

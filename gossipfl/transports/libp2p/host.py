@@ -80,6 +80,7 @@ def make_host(
     upgrade_s: float = 5.0,
 ) -> IHost:
     """Return a host, not running; ``admit`` raises NotAdmitted for a peer that may not connect."""
+    high_watermark, max_connections = _most_connections(peers)
     key = SiteKey(identity)
     key_pair = KeyPair(key, key.get_public_key())
     host = new_host(
@@ -92,8 +93,8 @@ def make_host(
         connection_config=ConnectionConfig(
             min_connections=0,
             low_watermark=0,
-            high_watermark=MAX_CONNECTIONS_PER_PEER * peers + PLACES_FOR_OTHERS // 2,
-            max_connections=MAX_CONNECTIONS_PER_PEER * peers + PLACES_FOR_OTHERS,
+            high_watermark=high_watermark,
+            max_connections=max_connections,
             inbound_upgrade_timeout=upgrade_s,
             max_connections_per_peer=MAX_CONNECTIONS_PER_PEER,
         ),
@@ -105,6 +106,19 @@ def make_host(
     swarm.auto_connector = _NoAutoConnector(swarm)
     swarm.upgrader.muxer_multistream = _Muxers({TProtocol(YAMUX): Yamux})
     return host
+
+
+def make_room(swarm: Swarm, peers: int) -> None:
+    """Let a running host have the connections that another number of neighbours needs."""
+    limits = swarm.connection_config
+    limits.high_watermark, limits.max_connections = _most_connections(peers)
+    swarm._inbound_limiter.total_tokens = limits.max_connections  # the library reads the limit once, at the start
+
+
+def _most_connections(peers: int) -> tuple[int, int]:
+    """Return from how many connections on the library closes some, and the most that it holds."""
+    for_peers = MAX_CONNECTIONS_PER_PEER * peers
+    return for_peers + PLACES_FOR_OTHERS // 2, for_peers + PLACES_FOR_OTHERS
 
 
 def swarm_of(host: IHost) -> Swarm:

@@ -18,6 +18,8 @@ from gossipfl.transports.libp2p.wire import BULK, CONTROL, FRAME, HEAD, RECORD, 
 from gossipfl.transports.libp2p.yamux import Yamux
 from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
+RETIRE_S = 0.5
+"""How long a link that was replaced still brings what was on its way: closed at once, it would look like a failure."""
 LAST_FRAMES_S = 5.0
 """How long what has arrived on an ended connection may wait for the agent."""
 
@@ -30,13 +32,17 @@ KEPT_WHOLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where a link takes from and brings to; all callbacks are called in trio's thread."""
+    """Where a link takes from and brings to; all callbacks are called in trio's thread.
+
+    ``on_link`` hears of the link ("up", "down", "unreachable"), and the address or what is wrong.
+    """
 
     outbox: Outbox
     inbox: Inbox
     on_sent: Callable[[int], None]
     on_record: Callable[[PeerId, bytes], None]
     on_drop: Callable[[str], None]
+    on_link: Callable[[str, str], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +108,19 @@ class Link:
         self._is_retired = True
         if self._desk is not None:
             self._desk.outbox.wake_link()
+
+    async def give_way(self) -> None:
+        """Close once the other side has had time to take up the link that has replaced this one."""
+        with trio.move_on_after(RETIRE_S):
+            await self.ended.wait()
+        await self.close("replaced by a newer connection")
+
+    async def run_out(self, desk: Desk, ping_s: float, dead_s: float) -> None:
+        """Hear out a connection that loses against one made at the same time: the other side may not know that yet."""
+        self.retire()
+        with trio.move_on_after(RETIRE_S):
+            await self.run(desk, ping_s, dead_s)
+        await self.close("another connection was made at the same time")
 
     async def close(self, detail: str) -> None:
         """End the connection."""

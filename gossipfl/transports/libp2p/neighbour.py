@@ -35,6 +35,11 @@ class Neighbour:
         self.changed.set()
         self.changed = trio.Event()
 
+    def drop_all(self, reason: str) -> None:
+        """Give up the frames that wait for this neighbour."""
+        for _ in range(self.desk.outbox.drop_all()):
+            self.desk.on_drop(reason)
+
     @property
     def dials_first(self) -> bool:
         """Whether it is this side that dials at once: the one with the smaller peer id."""

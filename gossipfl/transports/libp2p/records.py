@@ -37,6 +37,14 @@ class TooSoon(MessageError):
         self.peer = peer
 
 
+class Stranger(MessageError):
+    """A record of somebody who is no member, or not yet."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__("record", "of a stranger")
+        self.record = record
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a site has signed about itself; ``envelope`` is that in its wire form."""
@@ -104,7 +112,7 @@ class AddressBook:
     def take(self, record: Record, now: float) -> bool:
         """Keep a record that is newer than the one known; tell whether it was. MessageError for one to be refused."""
         if record.peer not in self._members:
-            raise MessageError("record", "of a stranger")
+            raise Stranger(record)
         known = self._records.get(record.peer)
         if known is not None and known.sequence >= record.sequence:
             return False
@@ -130,13 +138,12 @@ class AddressBook:
             return True
         return False
 
-    def forget(self, peer: PeerId) -> None:
-        """Forget a member that was removed."""
-        self._members -= {peer}
-        record = self._records.pop(peer, None)
-        if record is not None:
-            self._envelopes.discard(record.envelope)
-        self._hints.pop(peer, None)
+    def change_members(self, members: Collection[PeerId]) -> None:
+        """Believe these members from now on, and forget what was known of anybody else."""
+        self._members = frozenset(members)
+        self._records = {peer: record for peer, record in self._records.items() if peer in self._members}
+        self._envelopes = {record.envelope for record in self._records.values()}
+        self._hints = {peer: hints for peer, hints in self._hints.items() if peer in self._members}
 
     def records(self) -> list[Record]:
         """Return the newest record of every member that has one."""

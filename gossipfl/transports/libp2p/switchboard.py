@@ -12,7 +12,6 @@ from libp2p.abc import INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from multiaddr import Multiaddr
@@ -22,13 +21,15 @@ from gossipfl.errors import MessageError, TransportUnavailable
 from gossipfl.identity import Identity, PeerId
 from gossipfl.membership import federation_id_of
 from gossipfl.transports.back_off import back_off_s
+from gossipfl.transports.base import FORMER_PEER
 from gossipfl.transports.libp2p.addresses import Address, listenable
 from gossipfl.transports.libp2p.admission import Admission, Told
 from gossipfl.transports.libp2p.directory import Directory
 from gossipfl.transports.libp2p.failures import causes_of, in_words
-from gossipfl.transports.libp2p.host import Arrivals, TidyTcp, cannot_listen, make_host, swarm_of
+from gossipfl.transports.libp2p.greeter import Greeter
+from gossipfl.transports.libp2p.host import Arrivals, TidyTcp, cannot_listen, make_host, make_room, swarm_of
 from gossipfl.transports.libp2p.interfaces import someone_listens
-from gossipfl.transports.libp2p.link import Desk, Link
+from gossipfl.transports.libp2p.link import RETIRE_S, Desk, Link
 from gossipfl.transports.libp2p.neighbour import Neighbour
 from gossipfl.transports.libp2p.noise import NotAdmitted
 from gossipfl.transports.libp2p.options import Libp2pOptions
@@ -38,8 +39,6 @@ from gossipfl.transports.libp2p.yamux_stream import YamuxStream
 
 PATIENCE_S = 1.0
 """How long the second of two sides lets the first one dial."""
-RETIRE_S = 0.5
-"""How long a link that was replaced still brings what was on its way: closed at once, it would look like a failure."""
 STEADY_S = 1.0
 """A link that ends sooner counts as a failed attempt, so that one that always breaks is tried less and less often."""
 SETTLE_S = 2.0
@@ -69,9 +68,11 @@ class Switchboard:
         self._neighbours = {peer: Neighbour(self._me, peer, desk) for peer, desk in desks.items()}
         self._admission = Admission(self._me, members, desks, tell)
         self.directory = Directory(identity, members, self._neighbours, options)
-        self._federation = federation_id_of(options.federation)
-        self._instance = instance
+        federation = federation_id_of(options.federation)
+        self._greeter = Greeter(self._admission, federation, instance, options.window_bytes)
         self._random = Random(derive_seed(0, "libp2p back-off", self._me))
+        self._is_holding = False
+        self._cuts: set[trio.Event] = set()
         self._stop = trio.Event()
         self._stopped = trio.Event()
         self._tcp = TidyTcp()
@@ -106,12 +107,14 @@ class Switchboard:
     async def _hold(self, listening: list[Address], task_status: Any) -> None:
         self._swarm.register_notifee(cast("Any", Arrivals(self._arrived)))
         async with trio.open_nursery() as self._nursery:
+            self._is_holding = True
             self.directory.sign(listening)
             for neighbour in self._neighbours.values():
                 self._nursery.start_soon(self._keep, neighbour)
             task_status.started(tuple(map(str, listening)))
             async with self.directory.on_local_network():
                 await self._stop.wait()
+                self._is_holding = False
                 await self._close_links()
             self._nursery.cancel_scope.cancel()
 
@@ -160,17 +163,56 @@ class Switchboard:
             self._admission.refuse(reason, peer)
             raise NotAdmitted(reason)
 
-    async def remove(self, peer: PeerId) -> None:
-        """Cut a member off, from now on."""
-        self._admission.remove(peer)
-        self.directory.forget(peer)
-        for conn in list(self._swarm.connections.get(ID.from_base58(peer), [])):
+    def change_peers(self, desks: Mapping[PeerId, Desk], members: Collection[PeerId]) -> None:
+        """Have other neighbours and members from now on; one whose desk is another one has ceased to be, and is new."""
+        gone = [one for one in self._neighbours.values() if desks.get(one.peer) is not one.desk]
+        for one in gone:
+            del self._neighbours[one.peer]
+        new = [Neighbour(self._me, peer, desk) for peer, desk in desks.items() if peer not in self._neighbours]
+        self._neighbours.update({one.peer: one for one in new})
+        self._admission.change(members, desks)
+        told_early = self.directory.change_members({*members, *desks})
+        for one in gone:
+            one.drop_all(FORMER_PEER)
+            one.wake()
+        if self._is_holding:
+            make_room(self._swarm, len(self._neighbours))
+            self._cut_off({one.peer for one in gone})
+            for one in new:
+                self._nursery.start_soon(self._keep, one)
+            for source, envelope in told_early:
+                self.take_record(source, envelope)
+
+    def _cut_off(self, peers: Collection[PeerId]) -> None:
+        for conn in self._swarm.get_connections():
+            if str(conn.muxed_conn.peer_id) in peers:
+                cut = trio.Event()
+                self._cuts.add(cut)
+                self._nursery.start_soon(self._cut, conn, cut)
+
+    async def _cut(self, conn: INetConn, cut: trio.Event) -> None:
+        try:
             await conn.close()
+        finally:
+            self._cuts.discard(cut)
+            cut.set()
+
+    async def all_cut(self) -> None:
+        """Return when the connections of former neighbours are closed."""
+        for cut in list(self._cuts):
+            await cut.wait()
 
     async def _arrived(self, conn: INetConn) -> None:
         """Give a new connection a bounded time to open a lane."""
-        if not self._stop.is_set():
+        if self._stop.is_set():
+            return
+        peer = str(conn.muxed_conn.peer_id)
+        reason = self._admission.objection(peer)
+        if reason is None:
             self._nursery.start_soon(self._expect_lane, conn)
+        else:  # it was admitted, and has ceased to be a neighbour since
+            self._admission.refuse(reason, peer)
+            self._cut_off({peer})
 
     async def _expect_lane(self, conn: INetConn) -> None:
         muxed = cast("Yamux", conn.muxed_conn)
@@ -189,8 +231,7 @@ class Switchboard:
         lane = cast("YamuxStream", cast("Any", stream).muxed_stream)
         muxed = cast("Yamux", stream.muxed_conn)
         peer = str(muxed.peer_id)
-        neighbour = self._neighbours.get(peer)
-        if neighbour is None or self._admission.objection(peer) is not None:
+        if self._admission.objection(peer) is not None:
             await lane.reset()
             return
         try:
@@ -199,6 +240,10 @@ class Switchboard:
         except (MessageError, Refused, trio.TooSlowError, MuxedStreamError):
             if not muxed.is_closed:
                 self._admission.refuse("greeting", peer)
+            await lane.reset()
+            return
+        neighbour = self._neighbours.get(peer)
+        if neighbour is None:
             await lane.reset()
             return
         with contextlib.suppress(MuxedStreamError):
@@ -213,7 +258,7 @@ class Switchboard:
                     self._admission.refuse("no control lane", neighbour.peer)
                 await self._turn_away(lane, "no control lane")
                 return
-            await lane.write(self._greeting(BULK))
+            await lane.write(self._greeter.greeting(BULK))
             link.attach_bulk(lane)
             await link.ended.wait()
             return
@@ -222,8 +267,8 @@ class Switchboard:
             self._admission.refuse("lane", neighbour.peer)
             await self._turn_away(lane, "lane")
             return
-        reason = "federation" if greeting.federation != self._federation else None
-        link = self._link(neighbour, conn, lane, greeting, dialled=False)
+        reason = None if self._greeter.agrees(greeting) else "federation"
+        link = self._greeter.link(neighbour.peer, conn, lane, greeting, dialled=False)
         reason = reason or self._adopt(neighbour, link)
         if reason is not None:
             if reason != "duplicate":
@@ -250,24 +295,27 @@ class Switchboard:
     # ------------------------------------------------------------------------------------------ dialling
 
     async def _keep(self, neighbour: Neighbour) -> None:
-        """Have a link to one neighbour, as well as can be."""
+        """Have a link to one neighbour, as well as can be, for as long as it is one."""
         failures = 0
         if not neighbour.dials_first:
             await self._pause(neighbour, PATIENCE_S)
-        while True:
+        while self._is_current(neighbour):
             if neighbour.link is not None:
                 opened_at = neighbour.link.opened_at
                 await neighbour.link.ended.wait()
                 failures = 0 if trio.current_time() - opened_at >= STEADY_S else failures + 1
                 await self._pause(neighbour, self._back_off_s(max(1, failures)))
                 continue
-            if not self._admission.has_removed(neighbour.peer) and await self._try_addresses(neighbour):
+            if await self._try_addresses(neighbour):
                 continue
             failures += 1
             await self._pause(neighbour, self._back_off_s(failures))
 
+    def _is_current(self, neighbour: Neighbour) -> bool:
+        return self._neighbours.get(neighbour.peer) is neighbour
+
     async def _pause(self, neighbour: Neighbour, duration_s: float) -> None:
-        with trio.move_on_after(duration_s):
+        with trio.move_on_after(duration_s if self._is_current(neighbour) else 0):
             await neighbour.changed.wait()
 
     def _back_off_s(self, failures: int) -> float:
@@ -279,7 +327,9 @@ class Switchboard:
             problem = await self._try(neighbour, address)
             if problem is None or neighbour.link is not None:
                 return True
-            self._tell(Told("unreachable", neighbour.peer, f"{address}: {problem}"))
+            if not self._is_current(neighbour):
+                break
+            neighbour.desk.on_link("unreachable", f"{address}: {problem}")
         return False
 
     async def _try(self, neighbour: Neighbour, address: Address) -> str | None:
@@ -288,7 +338,7 @@ class Switchboard:
         try:
             with trio.fail_after(self._options.timeout_s):
                 conn = await self._swarm.dial_addr(Multiaddr(str(address)), ID.from_base58(neighbour.peer))
-                link = await self._greet(neighbour, conn)
+                link = await self._greeter.greet(self._host, conn, neighbour.peer)
         except trio.TooSlowError:
             problem = f"no answer within {self._options.timeout_s:g} s"
         except Refused as error:
@@ -303,11 +353,14 @@ class Switchboard:
         except Exception as error:  # noqa: BLE001 - the library and what it stands on raise their own; a dial may fail
             problem = self._dial_problem(neighbour, address, error)
         else:
-            if self._adopt(neighbour, link) is None:
+            if not self._is_current(neighbour):
+                problem = "no neighbour any more"
+            elif self._adopt(neighbour, link) is None:
                 self._nursery.start_soon(self._serve, neighbour, link)
                 return None
-            self._nursery.start_soon(self._run_out, neighbour, link)
-            return "another connection was made at the same time"
+            else:
+                self._nursery.start_soon(link.run_out, neighbour.desk, self._options.ping_s, self._options.dead_s)
+                return "another connection was made at the same time"
         if conn is not None:
             with trio.CancelScope(shield=True):
                 await conn.close()
@@ -320,78 +373,23 @@ class Switchboard:
             return "another site answers there"
         return in_words(causes[-1])
 
-    async def _greet(self, neighbour: Neighbour, conn: INetConn) -> Link:
-        control, answer = await self._open_lane(conn, CONTROL)
-        if answer.federation != self._federation:
-            self._admission.refuse("federation", neighbour.peer)
-            raise Refused("federation")
-        link = self._link(neighbour, conn, control, answer, dialled=True)
-        with contextlib.suppress(Refused):
-            link.bulk, _ = await self._open_lane(conn, BULK)
-        return link
-
-    async def _open_lane(self, conn: INetConn, lane: int) -> tuple[YamuxStream, Greeting]:
-        stream = await conn.new_stream()
-        await self._host_client.select_one_of((TProtocol(PROTOCOL),), MultiselectCommunicator(stream))
-        opened = cast("YamuxStream", cast("Any", stream).muxed_stream)
-        await opened.write(self._greeting(lane))
-        return opened, await Greeting.read(opened)
-
-    @property
-    def _host_client(self) -> Any:
-        return cast("Any", self._host).multiselect_client
-
-    def _greeting(self, lane: int) -> bytes:
-        return Greeting(self._federation, self._instance, lane).pack()
-
     # ------------------------------------------------------------------------------------------ links
-
-    def _link(
-        self, neighbour: Neighbour, conn: INetConn, control: YamuxStream, greeting: Greeting, *, dialled: bool
-    ) -> Link:
-        muxed = cast("Yamux", conn.muxed_conn)
-        return Link(
-            peer=neighbour.peer,
-            conn=conn,
-            muxed=muxed,
-            control=control,
-            instance=greeting.instance,
-            dialled=dialled,
-            address="".join(map(str, muxed.get_transport_addresses())),
-            opened_at=trio.current_time(),
-            window_bytes=self._options.window_bytes,
-        )
 
     def _adopt(self, neighbour: Neighbour, link: Link) -> str | None:
         """Make this the neighbour's link, in place of what was there; return why not, where it should not be."""
-        if self._admission.has_removed(neighbour.peer):
-            return "removed"
         objection = neighbour.objection(link)
         if objection is None:
             old = neighbour.adopt(link)
             if old is not None:
-                self._nursery.start_soon(self._close_later, old)
+                self._nursery.start_soon(old.give_way)
         return objection
-
-    async def _close_later(self, link: Link) -> None:
-        """Close a link that was replaced once the other side has had time to take up the new one."""
-        with trio.move_on_after(RETIRE_S):
-            await link.ended.wait()
-        await link.close("replaced by a newer connection")
-
-    async def _run_out(self, neighbour: Neighbour, link: Link) -> None:
-        """Hear out a connection that loses against one made at the same time: the other side may not know that yet."""
-        link.retire()
-        with trio.move_on_after(RETIRE_S):
-            await link.run(neighbour.desk, self._options.ping_s, self._options.dead_s)
-        await link.close("another connection was made at the same time")
 
     async def _serve(self, neighbour: Neighbour, link: Link, *, answers: bool = False) -> None:
         """Run an adopted link to its end; where this side ``answers``, its greeting comes first."""
         try:
             if answers:
-                await link.control.write(self._greeting(CONTROL))
-            self._tell(Told("up", neighbour.peer, link.address))
+                await link.control.write(self._greeter.greeting(CONTROL))
+            neighbour.desk.on_link("up", link.address)
             self.directory.tell_all(link)
             neighbour.wake()
             await link.run(neighbour.desk, self._options.ping_s, self._options.dead_s)
@@ -399,10 +397,8 @@ class Switchboard:
             link.ended.set()
             if neighbour.link is link:
                 neighbour.link = None
-                lost = neighbour.desk.outbox.drop_all()
-                for _ in range(lost):
-                    neighbour.desk.on_drop("link down")
-                self._tell(Told("down", neighbour.peer, link.muxed.detail))
+                neighbour.drop_all("link down")
+                neighbour.desk.on_link("down", link.muxed.detail)
             with trio.CancelScope(shield=True):
                 await link.conn.close()
 

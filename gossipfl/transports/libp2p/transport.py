@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gossipfl.errors import TransportClosed, TransportError
-from gossipfl.identity import Identity
-from gossipfl.transports.base import LinkEvent, PeerId, Received, Transport, TransportCounters, check_frame
+from gossipfl.identity import Identity, public_key_of
+from gossipfl.transports.base import (
+    FORMER_PEER,
+    LinkEvent,
+    PeerId,
+    Received,
+    Transport,
+    TransportCounters,
+    check_frame,
+)
 from gossipfl.transports.libp2p.admission import Told
 from gossipfl.transports.libp2p.bridge import TrioThread
 from gossipfl.transports.libp2p.library import check_library
@@ -42,7 +50,8 @@ class Libp2pTransport(Transport):
     ``members`` are all who may be known; only ``peers``, the neighbours, may connect. ``remembered`` are address
     records from an earlier start. A frame for several peers is sent to each of them. Nothing is dropped for want of
     room: a full inbox holds back its senders. Frames for a peer whose link is down, or goes down while they wait, are
-    not sent; the latter are counted as ``link down``. Refused connections are counted by reason.
+    not sent; the latter are counted as ``link down``. Refused connections are counted by reason: that of a former peer
+    as ``refused no neighbour``, or ``refused removed`` where it is no member any more.
     """
 
     shares_wire = False
@@ -64,31 +73,33 @@ class Libp2pTransport(Transport):
         self._bridge = TrioThread(f"libp2p[{self.me[-6:]}]")
         self._inbox = Inbox(self._bridge, options.inbox_frames, options.inbox_bytes)
         self._events: Mailbox[LinkEvent] = Mailbox(_EVENTS)
-        self._outboxes = {
-            peer: Outbox(self._bridge, options.outbox_frames, options.outbox_bytes) for peer in sorted(self.peers)
-        }
+        self._options = options
+        self._desks = {peer: self._desk(peer) for peer in sorted(self.peers)}
         self._links: dict[PeerId, LinkState] = {}
         self._been_up: set[PeerId] = set()
         self._refused_at: dict[str, float] = {}
         self._switchboard = Switchboard(
             identity,
             {*(members or ()), *self.peers},
-            {peer: self._desk(outbox) for peer, outbox in self._outboxes.items()},
+            self._desks,
             options,
             secrets.token_bytes(INSTANCE_BYTES),
-            lambda told: self._bridge.tell_asyncio(self._take_note, told),
+            lambda told: self._bridge.tell_asyncio(self._note_refusal, told),
         )
         self._switchboard.directory.remember(remembered)
+        self._has_thread = False
         self._closed = False
         self._running: asyncio.Task[None] | None = None
 
-    def _desk(self, outbox: Outbox) -> Desk:
+    def _desk(self, peer: PeerId) -> Desk:
+        outbox = Outbox(self._bridge, self._options.outbox_frames, self._options.outbox_bytes)
         return Desk(
             outbox,
             self._inbox,
             on_sent=self.counters.count_sent,
             on_record=self._take_record,
             on_drop=lambda reason: self._bridge.tell_asyncio(self.counters.count_drop, reason),
+            on_link=lambda what, detail: self._bridge.tell_asyncio(self._note_link, peer, outbox, what, detail),
         )
 
     # ------------------------------------------------------------------------------------------ the seam
@@ -97,9 +108,9 @@ class Libp2pTransport(Transport):
         """Listen, and begin to dial; raises TransportUnavailable where it cannot listen."""
         if self._closed:
             raise TransportClosed("the transport was closed")
-        now = asyncio.get_running_loop().time()
-        self._links = {peer: LinkState("down", "", now, "not reached yet") for peer in sorted(self.peers)}
+        self._links = {peer: self._not_reached_yet() for peer in sorted(self.peers)}
         await self._bridge.start()
+        self._has_thread = True
         self.listening = await self._bridge.start_task(self._switchboard.run)
         self._running = asyncio.create_task(self._watch(), name=f"libp2p[{self.me}].watch")
 
@@ -114,28 +125,63 @@ class Libp2pTransport(Transport):
         lane = BULK if bulk else CONTROL
         sent = not recipients
         for peer in sorted(recipients):
-            sent = await self._outboxes[peer].put(content, lane) or sent
+            desk = self._desks.get(peer)  # None where it ceased to be a peer while another one was waited for
+            taken = desk is not None and await desk.outbox.put(content, lane)
             if self._closed:
                 raise TransportClosed("the transport was closed")
+            if not taken and peer not in self.peers:
+                self.counters.count_drop(FORMER_PEER)
+            sent = taken or sent
         return sent
 
     async def receive(self) -> Received:
         """Return the next frame."""
-        received = await self._inbox.get()
-        self.counters.count_received(len(received.frame))
-        return received
+        while True:
+            received = await self._inbox.get()
+            if received.source in self.peers:
+                self.counters.count_received(len(received.frame))
+                return received
+            self.counters.count_drop("foreign")
 
     async def events(self) -> LinkEvent:
         """Return the next event; the oldest are dropped when nobody asks."""
         return await self._events.get()
+
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        """Dial new neighbours and close the links of former ones, who are refused from now on."""
+        if self._closed:
+            raise TransportClosed("the transport was closed")
+        for peer in set(peers).difference(self._desks):
+            public_key_of(peer)
+        self.peers = frozenset(peers)
+        for peer in sorted(self._desks.keys() - self.peers):
+            self._let_go(peer)
+        for peer in sorted(self.peers - self._desks.keys()):
+            self._desks[peer] = self._desk(peer)
+            self._links[peer] = self._not_reached_yet()
+        desks, members = dict(self._desks), {*members, *self.peers}
+        if not self._has_thread:
+            self._switchboard.change_peers(desks, members)
+            return
+        self._bridge.tell_trio(self._switchboard.change_peers, desks, members)  # in order, and whoever cancels this
+        await self._bridge.run(self._switchboard.all_cut)
+        if self._closed:
+            raise TransportClosed("the transport was closed")
+
+    def _let_go(self, peer: PeerId) -> None:
+        self._desks.pop(peer).outbox.close()
+        self._been_up.discard(peer)
+        link = self._links.pop(peer, None)
+        if link is not None and link.state == "up":
+            self._events.push(LinkEvent("down", peer, "no neighbour any more"))
 
     async def close(self) -> None:
         """Let the neighbours read what was sent, close all links, and end the thread."""
         if self._closed:
             return
         self._closed = True
-        for outbox in self._outboxes.values():
-            outbox.close()
+        for desk in self._desks.values():
+            desk.outbox.close()
         self._inbox.close()
         self._events.close()
         try:
@@ -157,28 +203,22 @@ class Libp2pTransport(Transport):
         """Return the newest signed address record of every other member known, to be kept over a restart."""
         return self._switchboard.directory.records()
 
-    async def remove(self, peer: PeerId) -> None:
-        """Cut off a member that was removed: its link is closed, and it is refused from now on."""
-        await self._bridge.run(self._switchboard.remove, peer)
-
     # ------------------------------------------------------------------------------------------ what links tell
 
-    def _take_note(self, told: Told) -> None:
-        if self._closed:
-            return
-        match told.what, told.peer:
-            case "up", str(peer):
+    def _note_link(self, peer: PeerId, outbox: Outbox, what: str, detail: str) -> None:
+        if self._closed or peer not in self._desks or self._desks[peer].outbox is not outbox:
+            return  # it is about a former neighbour, even where that is one again
+        match what:
+            case "up":
                 if self._links[peer].state != "up":
-                    self._outboxes[peer].open()
-                self._set_link(peer, LinkState("up", told.detail, self._now(), ""))
-            case "down", str(peer):
-                self._outboxes[peer].close()
-                self._set_link(peer, LinkState("down", "", self._now(), told.detail))
-            case "unreachable", str(peer):
+                    outbox.open()
+                self._set_link(peer, LinkState("up", detail, self._now(), ""))
+            case "down":
+                outbox.close()
+                self._set_link(peer, LinkState("down", "", self._now(), detail))
+            case _:
                 if self._links[peer].state == "down":
-                    self._links[peer] = LinkState("down", "", self._links[peer].since_s, told.detail)
-            case reason, peer:
-                self._note_refusal(reason, peer, told.detail)
+                    self._links[peer] = LinkState("down", "", self._links[peer].since_s, detail)
 
     def _take_record(self, source: PeerId, envelope: bytes) -> None:
         self._switchboard.take_record(source, envelope)
@@ -192,12 +232,17 @@ class Libp2pTransport(Transport):
         if link.state != before.state:
             self._events.push(LinkEvent(link.state, peer, link.address or link.detail))
 
-    def _note_refusal(self, reason: str, peer: PeerId | None, detail: str) -> None:
-        self.counters.count_refusal(reason)
+    def _note_refusal(self, told: Told) -> None:
+        if self._closed:
+            return
+        self.counters.count_refusal(told.what)
         now = self._now()
-        if now >= self._refused_at.get(reason, float("-inf")) + REFUSAL_EVENT_S:
-            self._refused_at[reason] = now
-            self._events.push(LinkEvent("refused", peer, detail))
+        if now >= self._refused_at.get(told.what, float("-inf")) + REFUSAL_EVENT_S:
+            self._refused_at[told.what] = now
+            self._events.push(LinkEvent("refused", told.peer, told.detail))
+
+    def _not_reached_yet(self) -> LinkState:
+        return LinkState("down", "", self._now(), "not reached yet")
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

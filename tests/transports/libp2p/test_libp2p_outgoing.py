@@ -13,7 +13,7 @@ from gossipfl.clock import run_virtual
 from gossipfl.errors import TransportClosed
 from gossipfl.gossip.effects import Send
 from gossipfl.outgoing import QUEUED_FRAMES, Outgoing
-from gossipfl.transports.base import LinkEvent, PeerId, Received, Transport, TransportCounters
+from gossipfl.transports.base import LinkEvent, PeerId, Received, Transport, TransportCounters, check_frame
 from gossipfl.transports.libp2p.transport import Libp2pTransport
 from gossipfl.transports.memory import MemoryNetwork, MemoryTransport
 
@@ -22,7 +22,7 @@ ANN, BOB, CID = "ann", "bob", "cid"
 
 
 class SlowTransport(Transport):
-    """Takes frames at once, but for those to ``blocked`` (peer and bulk): they wait until that changes."""
+    """Takes frames for its peers at once; those to ``blocked`` (peer and bulk) wait until that changes."""
 
     shares_wire = False
 
@@ -41,6 +41,7 @@ class SlowTransport(Transport):
     async def send(
         self, recipients: Collection[PeerId], frame: bytes | bytearray | memoryview, *, bulk: bool = False
     ) -> bool:
+        check_frame(frame, recipients, self.peers)
         async with self._changed:
             await self._changed.wait_for(
                 lambda: self.closed or not any((peer, bulk) in self.blocked for peer in recipients)
@@ -60,6 +61,9 @@ class SlowTransport(Transport):
 
     async def events(self) -> LinkEvent:
         raise NotImplementedError
+
+    async def change_peers(self, peers: Collection[PeerId], members: Collection[PeerId]) -> None:
+        self.peers = frozenset(peers)
 
     async def close(self) -> None:
         async with self._changed:
@@ -245,5 +249,96 @@ def test_a_frame_for_nobody_goes_nowhere() -> None:
             await settled()
         assert transport.sent == []
         assert outgoing.idle
+
+    run(main)
+
+
+def test_a_change_gives_lanes_to_new_peers_and_takes_those_of_former_ones() -> None:
+    async def main() -> None:
+        transport = SlowTransport(ANN, BOB)
+        outgoing = Outgoing.for_transport(transport)
+        before = {lane: lane.bulk for lane in outgoing.lanes}
+        await transport.change_peers([CID, BOB], ())
+        new, gone = outgoing.change_peers([CID, BOB])
+        assert [lane.bulk for lane in new] == [lane.bulk for lane in gone] == list(QUEUED_FRAMES)
+        assert set(gone) < set(before)
+        assert not before.keys() & set(new)
+        assert set(outgoing.lanes) == (before.keys() - set(gone)) | set(new)
+        assert outgoing.change_peers({BOB, CID}) == ([], [])
+        async with forwarding(outgoing, transport):
+            outgoing.put(Send((BOB, CID), b"frame"))
+            await settled()
+            assert sorted(transport.sent) == [((BOB,), b"frame", False), ((CID,), b"frame", False)]
+        assert outgoing.change_peers([]) == ([], [*(lane for lane in before if lane not in gone), *new])
+        assert outgoing.lanes == []
+        assert outgoing.orphaned == 0
+
+    run(main)
+
+
+def test_what_was_queued_for_a_former_peer_is_given_up_and_counted() -> None:
+    async def main() -> None:
+        transport = SlowTransport(ANN, BOB)
+        outgoing = Outgoing.for_transport(transport)
+        transport.blocked = {(ANN, False), (BOB, False)}
+        async with forwarding(outgoing, transport):
+            for number in range(4):
+                outgoing.put(Send((ANN, BOB), b"%d" % number))
+                await settled()
+            await transport.change_peers([BOB], ())
+            _, gone = outgoing.change_peers([BOB])
+            outgoing.put(Send((ANN, BOB), b"4"))
+            assert outgoing.orphaned == 4  # three that waited, and one that came after the change
+            await transport.unblock()
+            await settled()
+            assert transport.sent_to(BOB) == [b"%d" % number for number in range(5)]
+            assert transport.sent_to(ANN) == [b"0"]  # the wire had it already
+            assert outgoing.idle
+            assert all(lane.idle for lane in gone)
+        assert outgoing.orphaned == 4
+        assert outgoing.dropped == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", [SlowTransport, SharingTransport])
+def test_no_lane_hands_over_a_recipient_that_is_no_peer_any_more(kind: type[SlowTransport]) -> None:
+    """The transport changes first: what waits in a lane then would be an unknown recipient's."""
+
+    async def main() -> None:
+        transport = kind(ANN, BOB)
+        outgoing = Outgoing.for_transport(transport)
+        transport.blocked = {(BOB, False)}
+        async with forwarding(outgoing, transport) as tasks:
+            outgoing.put(Send((BOB,), b"under way"))
+            await settled()
+            outgoing.put(Send((ANN, BOB), b"to both"))
+            outgoing.put(Send((ANN,), b"to ann"))
+            if kind is SlowTransport:
+                transport.blocked |= {(ANN, False)}
+            await transport.change_peers([BOB], ())
+            await transport.unblock()
+            await settled()
+            assert not any(task.done() for task in tasks)
+            assert transport.sent_to(BOB) == [b"under way", b"to both"]
+            assert transport.sent_to(ANN) == []
+            assert outgoing.orphaned == 2
+            assert outgoing.idle
+
+    run(main)
+
+
+def test_a_shared_wire_keeps_its_two_lanes() -> None:
+    async def main() -> None:
+        transport = SharingTransport(ANN, BOB)
+        outgoing = Outgoing.for_transport(transport)
+        lanes = outgoing.lanes
+        async with forwarding(outgoing, transport):
+            await transport.change_peers([BOB, CID], ())
+            assert outgoing.change_peers([BOB, CID]) == ([], [])
+            assert outgoing.lanes == lanes
+            outgoing.put(Send((BOB, CID), b"to both"))
+            await settled()
+            assert transport.sent == [((BOB, CID), b"to both", False)]
 
     run(main)

@@ -236,7 +236,7 @@ def test_a_member_that_was_removed_is_forgotten() -> None:
     assert book.take(record(1, HOME), 0.0)
     assert book.hint(ANN.peer_id, [str(AWAY)])
     for _ in range(2):
-        book.forget(ANN.peer_id)
+        book.change_members(set(MEMBERS) - {ANN.peer_id})
         assert book.addresses(ANN.peer_id) == []
         assert book.records() == []
     assert not book.hint(ANN.peer_id, [str(AWAY)])

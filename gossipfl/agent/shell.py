@@ -8,92 +8,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from gossipfl.agent.lateness import Latecomer
+from gossipfl.agent.options import AgentOptions, Liar
+from gossipfl.agent.reports import AgentResult, Observer, RoundReport
+from gossipfl.agent.succession import Steward
 from gossipfl.compute import Compute, Timed
 from gossipfl.digest import vector_digest
-from gossipfl.errors import TransportClosed
-from gossipfl.gossip import Effect, GossipCore, Mixing, Report, Send
-from gossipfl.outgoing import Outgoing
-from gossipfl.robust.base import Attack, AttackView
-from gossipfl.tasks.base import Evaluation, Learner, TrainReport
+from gossipfl.errors import MessageError, TransportClosed, UsageError
+from gossipfl.gossip import Adopt, Convict, Effect, GossipCore, Mixing, Report, Send
+from gossipfl.messages import Veil
+from gossipfl.outgoing import Lane, Outgoing
+from gossipfl.robust.base import AttackView
+from gossipfl.tasks.base import Evaluation, Learner, TrainReport, learner_state
 from gossipfl.transports.base import LinkEvent, Received, Transport
+
+if TYPE_CHECKING:
+    from gossipfl.membership.document import Document
 
 T = TypeVar("T")
 
+FAREWELL_POLL_S, FAREWELL_POLLS = 0.02, 100
+"""How often, and how many times at most, it is asked whether those who leave have been told."""
+
 OFFLOAD_PARAMETERS = 1_000_000
 """From this size on, arithmetic leaves the event loop: below it, the hand-over costs more than it saves."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundReport:
-    """One finished round of one node; ``mixing`` is None when an asynchronous node deferred its gossip step."""
-
-    round: int
-    t_s: float
-    training: TrainReport
-    train_s: float
-    train_cpu_s: float | None
-    round_s: float
-    mixing: Mixing | None
-    evaluation: Evaluation | None
-    bytes_sent: int
-    bytes_received: int
-
-
-class Observer(Protocol):
-    """Whoever keeps the records."""
-
-    def on_round(self, report: RoundReport) -> None:
-        """Take note of a finished round."""
-
-    def on_event(self, t_s: float, report: Report) -> None:
-        """Take note of something that happened."""
-
-
-@dataclass(frozen=True, slots=True)
-class AgentOptions:
-    """How one agent works: ``rounds`` None is for ever; ``evaluates(round)`` says when to measure the model.
-
-    At the end an agent serves its neighbours until they hold its last update (with ``leave_together``, until they
-    have ended their rounds too), for ``drain_s`` after the last sign of progress at most. A round
-    begins no sooner than ``round_every_s`` after the one before: it keeps a node that never ends from taking its
-    whole machine.
-    """
-
-    local_steps: int
-    rounds: int | None
-    evaluates: Callable[[int], bool]
-    mode: str = "sync"
-    join_timeout_s: float = 30.0
-    drain_s: float = 10.0
-    leave_together: bool = False
-    personalise_steps: int = 0
-    round_every_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Liar:
-    """What makes an agent Byzantine: it speaks the protocol correctly and lies in its numbers."""
-
-    attack: Attack
-    generator: torch.Generator
-
-
-@dataclass(frozen=True, slots=True)
-class AgentResult:
-    """How an agent ended; ``personalised`` is its model after a few more local steps, measured but not kept."""
-
-    rounds: int
-    digest: bytes
-    evaluation: Evaluation | None
-    personalised: Evaluation | None
-    dropped: dict[str, int]
 
 
 class Agent:
@@ -107,6 +52,8 @@ class Agent:
         options: How it works.
         observer: Who keeps its records.
         liar: Makes it Byzantine.
+        veil: Seals what it sends, and opens what it gets.
+        steward: Keeps the versions of the membership, where it has versions.
     """
 
     def __init__(
@@ -118,6 +65,8 @@ class Agent:
         options: AgentOptions,
         observer: Observer,
         liar: Liar | None = None,
+        veil: Veil | None = None,
+        steward: Steward | None = None,
     ) -> None:
         self.core = core
         self.learner = learner
@@ -126,8 +75,11 @@ class Agent:
         self._options = options
         self._observer = observer
         self._liar = liar if liar is not None and not liar.attack.publishes_own else None
+        self._veil, self._steward = veil, steward
+        self._adoptions: asyncio.Queue[Document] = asyncio.Queue(1)
         self._initial = learner.vector.cpu().clone() if self._liar is not None else None
         self._outgoing = Outgoing.for_transport(transport)
+        self._senders: dict[Lane, asyncio.Task[None]] = {}
         self._awaited: tuple[Callable[[], bool], asyncio.Future[None]] | None = None
         self._stopping = asyncio.Event()
         self._core_lock = asyncio.Lock()
@@ -148,16 +100,16 @@ class Agent:
                 background = [
                     tasks.create_task(self._receive(), name="agent.receive"),
                     tasks.create_task(self._watch_link(), name="agent.link"),
-                    *(
-                        tasks.create_task(lane.forward(self.transport, self._notify), name="agent.send")
-                        for lane in self._outgoing.lanes
-                    ),
+                    tasks.create_task(self._follow_membership(tasks), name="agent.membership"),
                 ]
+                self._forward(tasks, self._outgoing.lanes)
                 await self._join()
+                await self._catch_up()
                 await self._rounds()
+                await self._checkpoint(last=True)
                 personalised = await self._personalise()
                 await self._drain()
-                for task in background:
+                for task in [*background, *self._senders.values()]:
                     task.cancel()
         finally:
             if self._timer is not None:
@@ -179,7 +131,9 @@ class Agent:
             for reason, n in self.transport.counters.by_reason.items()
         }
         return dict(
-            self.core.exchange.post.dropped + Counter({"outgoing-full": self._outgoing.dropped}) + Counter(wire)
+            self.core.exchange.post.dropped
+            + Counter({"outgoing-full": self._outgoing.dropped, "outgoing-former": self._outgoing.orphaned})
+            + Counter(wire)
         )
 
     def stop(self) -> None:
@@ -193,6 +147,14 @@ class Agent:
         if not joined and not self._stopping.is_set():
             silent = [peer for peer, other in self.core.followed.items() if not other.joined]
             self._report(Report("join_timeout", None, {"silent": silent}))
+
+    async def _catch_up(self) -> None:
+        limits = self._options.catch_up
+        if limits is None:
+            return
+        late = Latecomer(self.core, self.learner, self._compute, self._on_core, self._until)
+        for report in await late.catch_up(limits):
+            self._report(report)
 
     async def _drain(self) -> None:
         """Serve those who are not done yet, for a bounded time, then leave.
@@ -248,12 +210,22 @@ class Agent:
                 bytes_received=counters.bytes_received - received,
             )
         )
+        await self._checkpoint()
+
+    async def _checkpoint(self, *, last: bool = False) -> None:
+        """Have the state between two rounds kept, where it is time for that, or at the end."""
+        steward = self._steward
+        if steward is None or not (last or steward.wants_checkpoint()):
+            return
+        core = await self._on_core(self.core.state)
+        await steward.keep_checkpoint(core, learner_state(self.learner), last=last)
 
     async def _gossip(self) -> Mixing | None:
         core, vector = self.core, self.learner.vector
         if self._options.mode == "async" and not core.may_publish(self._loop.time()):
             core.skip()
             return None
+        await self._on_core(lambda: core.hold_back(vector))
         lie = await self._on_core(self._lie)
         target = vector if lie is None else lie
         self._perform(await self._on_core(lambda: core.publish(target, self._loop.time())))
@@ -312,10 +284,15 @@ class Agent:
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Send):
-                self._outgoing.put(effect)
-            else:
-                self._report(effect)
+            match effect:
+                case Send():
+                    self._outgoing.put(self._sealed(effect))
+                case Report():
+                    self._report(effect)
+                case Adopt():
+                    self.adopt(effect.document)
+                case Convict():
+                    self._convict(effect)
         self._arm()
         self._notify()
 
@@ -377,7 +354,20 @@ class Agent:
             self._perform(await self._on_core(lambda: self._take(received)))  # noqa: B023 - awaited before the next
 
     def _take(self, received: Received) -> list[Effect]:
-        return self.core.receive(received.frame, self._loop.time())
+        frame = received.frame
+        if self._veil is not None:
+            try:
+                frame = self._veil.open(frame)
+            except MessageError as error:
+                self.core.exchange.post.dropped[error.reason] += 1
+                return []
+        return self.core.receive(frame, self._loop.time())
+
+    def _sealed(self, send: Send) -> Send:
+        """Return what goes on the wire: also what is sent often is sealed once only."""
+        if self._veil is None:
+            return send
+        return replace(send, frame=self._veil.seal(send.frame, send.epoch))
 
     async def _watch_link(self) -> None:
         while True:
@@ -394,3 +384,57 @@ class Agent:
             elif event.state == "up":
                 peer = event.peer
                 self._perform(await self._on_core(lambda: self.core.meet(peer, self._loop.time())))  # noqa: B023 - same
+
+    # ------------------------------------------------------------------------------------------ membership
+
+    def adopt(self, document: Document) -> None:
+        """Let a later version of the membership come into force, as soon as it is kept; of several the first."""
+        if not self._adoptions.full():
+            self._adoptions.put_nowait(document)
+
+    def _convict(self, convict: Convict) -> None:
+        self._report(Report("equivocation", convict.peer, {"detail": convict.proof.contradiction}))
+        if self._steward is not None:
+            self._steward.keep_proof(convict.peer, convict.proof)
+
+    async def _follow_membership(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            document = await self._adoptions.get()
+            try:
+                await self._change_to(document, tasks)
+            except UsageError as error:
+                fields = {"version": document.content.version, "detail": str(error)}
+                self._report(Report("membership_refused", None, fields))
+                self.core.decline()
+
+    async def _change_to(self, document: Document, tasks: asyncio.TaskGroup) -> None:
+        if self._steward is None:
+            return
+        succession = await self._steward.keep(document)
+        party = succession.party
+        self._perform(await self._on_core(lambda: self.core.farewell(document, party)))
+        await self._sent_or_late()
+        if party is None:
+            self._report(Report("removed", None, {"version": document.content.version}))
+            self.stop()
+            return
+        if self._veil is not None:
+            self._veil.keys[document.content.version] = succession.key
+        effects = await self._on_core(lambda: self.core.adopt(document, party, self._loop.time()))
+        await self.transport.change_peers(list(party.weights), succession.members)
+        added, gone = self._outgoing.change_peers(party.weights)
+        self._forward(tasks, added)
+        for lane in gone:
+            self._senders.pop(lane).cancel()
+        self._perform(effects)
+
+    async def _sent_or_late(self) -> None:
+        """Return when all is on the wire; soon anyway, for a neighbour may be out of reach."""
+        for _ in range(FAREWELL_POLLS):
+            if self._outgoing.idle:
+                return
+            await asyncio.sleep(FAREWELL_POLL_S)
+
+    def _forward(self, tasks: asyncio.TaskGroup, lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            self._senders[lane] = tasks.create_task(lane.forward(self.transport, self._notify), name="agent.send")
