@@ -91,6 +91,36 @@ def status(
     print_status(document)
 
 
+@app.command(
+    epilog="Examples:\n\ngossipfl-node explain harbour site.toml\n\ngossipfl-node explain harbour --state state"
+)
+def explain(
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="A neighbour, by name or peer id.")],
+    site: Annotated[Path | None, typer.Argument(metavar="[SITE.toml]", help="The site's file.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the file.")
+    ] = None,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many verdicts and events.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
+) -> None:
+    """Tell why a neighbour was refused or heard: distances, thresholds, history, evidence."""
+    from gossipfl_node.config import load_site
+    from gossipfl_node.explain import account_of, print_account
+
+    if (site is None) == (folder is None):
+        raise ConfigError("give the site's file or --state DIR, one of the two")
+    spec = None if site is None else load_site(site)
+    members = {} if spec is None else spec.federation.members
+    state = folder if spec is None else spec.site.state
+    account = account_of(state or Path(), peer, members=members, last=last)
+    if as_json:
+        from gossipfl.records import as_json_line
+
+        typer.echo(as_json_line(account.document()))
+        return
+    print_account(account)
+
+
 @audit.command(epilog="Exit code: 0 nothing was changed; 1 something was; 2 a mistake.")
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="STATE", help="The site's state folder, or a copy of it.")],
