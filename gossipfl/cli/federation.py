@@ -50,6 +50,10 @@ def init(
     ] = None,
     libp2p: Annotated[bool, typer.Option("--libp2p", help="Gossip over libp2p: no broker.")] = False,
     peer_ids: PeerIds = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option("--address", metavar="NAME=MULTIADDR", help="Where a site is dialled over libp2p; repeatable."),
+    ] = None,
     signers: Annotated[
         list[str] | None,
         typer.Option("--signer", metavar="ID", help="Peer id of another signer's key; repeatable."),
@@ -68,6 +72,9 @@ def init(
 
     names, edges = _sites(topology, sites)
     given = _peer_ids(peer_ids, names)
+    addresses: dict[str, list[str]] = {}
+    for site, text in _named("--address", address, names):
+        addresses.setdefault(site, []).append(text)
     keys = {site: Identity.generate() for site in names if site not in given}
     members = {site: given.get(site) or keys[site].peer_id for site in names}
     now, home = datetime.now(UTC), FederationFolder(folder)
@@ -81,7 +88,7 @@ def init(
         threshold=threshold,
         model_seed=model_seed,
         encrypted=encrypt,
-        addresses={},
+        addresses=addresses,
         issued=now,
     ).signed_by(signer)
     for site in names:
@@ -206,7 +213,9 @@ def accept(
 
     home = FederationFolder(folder)
     home.set_up()
-    _put_in_force(home, read_document(path))
+    document = read_document(path)
+    home.put_in_force(document)
+    typer.echo(_state(document))
 
 
 @app.command(epilog="Example:  gossipfl federation show ran-north/membership.json")
@@ -321,17 +330,22 @@ def _set_up(name: str, broker: str | None, libp2p: bool, task: str) -> SetUp:
 
 
 def _peer_ids(pairs: Iterable[str] | None, names: list[str]) -> dict[str, PeerId]:
+    return dict(_named("--peer-id", pairs, names))
+
+
+def _named(option: str, pairs: Iterable[str] | None, names: list[str]) -> list[tuple[str, str]]:
+    """Read NAME=TEXT for sites; raises ConfigError for anything else."""
     from gossipfl.settings import suggest
 
-    given = {}
+    found = []
     for pair in pairs or ():
-        name, equals, peer_id = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--peer-id {pair}: write NAME=ID")
+            raise ConfigError(f"{option} {pair}: write NAME=TEXT")
         if name not in names:
-            raise ConfigError(f'--peer-id {pair}: "{name}" is no site{suggest(name, names)}')
-        given[name] = peer_id
-    return given
+            raise ConfigError(f'{option} {pair}: "{name}" is no site{suggest(name, names)}')
+        found.append((name, text))
+    return found
 
 
 def _listed(text: str) -> list[str]:

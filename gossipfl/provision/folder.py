@@ -97,6 +97,9 @@ class FederationFolder:
         text = document.encode().decode()
         write(self.path / "history" / f"membership-{document.content.version}.json", text)
         write(self.path / "membership.json", text)
+        for site in document.content.members:  # folders that were not brought to their sites yet
+            if (self.path / "sites" / site / "membership.json").exists():
+                write(self.path / "sites" / site / "membership.json", text)
         (self.path / "proposal.json").unlink(missing_ok=True)
 
     def propose(self, document: Document) -> Path:

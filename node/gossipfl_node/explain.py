@@ -1,4 +1,4 @@
-"""Why a neighbour was refused: what the journal says of it, and what evidence there is, whether or not the daemon runs."""
+"""Why a neighbour was refused: what the journal and the evidence say, whether or not the daemon runs."""
 
 from __future__ import annotations
 
