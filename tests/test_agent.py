@@ -11,11 +11,11 @@ import torch
 from lab import Lab
 from torch import Tensor
 
-from gossipfl.agent import Agent, AgentOptions, AgentResult, Liar, RoundReport
+from gossipfl.agent import Agent, AgentOptions, AgentResult, Guard, Liar, RoundReport
 from gossipfl.clock import run_virtual
 from gossipfl.compute import ThreadCompute, VirtualCompute
 from gossipfl.digest import vector_digest
-from gossipfl.errors import TransportClosed
+from gossipfl.errors import ConfigError, TransportClosed
 from gossipfl.gossip import Report, Send
 from gossipfl.messages import Kind, Status
 from gossipfl.outgoing import QUEUED_FRAMES, Outgoing
@@ -109,6 +109,42 @@ class Team:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(self.agents[node].run()) for node in chosen]
         return [task.result() for task in running]
+
+
+class Judging(Drifter):
+    """One whose loss is the distance of the mean from ``best``."""
+
+    best = 0.0
+
+    def losses(self, vectors: Sequence[Tensor]) -> list[float]:
+        return [abs(float(vector.mean()) - self.best) for vector in vectors]
+
+
+class TestGuard:
+    def run(self, worse: float) -> tuple[Team, list[Report]]:
+        team = Team(2, options=replace(OPTIONS, rounds=3, guard=None))
+        for node, agent in enumerate(team.agents):
+            learner = Judging(team.learners[node].layout, float(10 * node))
+            team.learners[node] = agent.learner = learner
+            learner.best = 0.5
+            agent._options = replace(OPTIONS, rounds=3, guard=Guard(worse))
+        run_virtual(team.run())
+        return team, team.witnesses[0].named("mixing_refused")
+
+    def test_a_step_that_is_clearly_worse_is_rolled_back(self) -> None:
+        team, refused = self.run(0.5)
+        assert len(refused) == 3
+        assert refused[0].fields == {"round": 0, "loss": 4.5, "own_loss": 0.5}
+        torch.testing.assert_close(team.learners[0].vector, torch.zeros(SIZE))
+
+    def test_others_are_taken(self) -> None:
+        team, refused = self.run(100.0)
+        assert refused == []
+        assert float(team.learners[0].vector.mean()) > 1.0
+
+    def test_a_learner_that_cannot_judge_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="the guard judges models by their loss"):
+            Team(options=replace(OPTIONS, guard=Guard()))
 
 
 class TestLife:

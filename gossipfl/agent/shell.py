@@ -21,12 +21,12 @@ from gossipfl.agent.reports import AgentResult, Observer, RoundReport
 from gossipfl.agent.succession import Steward
 from gossipfl.compute import Compute, Timed
 from gossipfl.digest import vector_digest
-from gossipfl.errors import MessageError, TransportClosed, UsageError
+from gossipfl.errors import ConfigError, MessageError, TransportClosed, UsageError
 from gossipfl.gossip import Adopt, Convict, Effect, GossipCore, Mixing, Report, Send
 from gossipfl.messages import Veil
 from gossipfl.outgoing import Lane, Outgoing
 from gossipfl.robust.base import AttackView
-from gossipfl.tasks.base import Evaluation, Learner, TrainReport, learner_state
+from gossipfl.tasks.base import Evaluation, Judge, Learner, TrainReport, learner_state
 from gossipfl.transports.base import LinkEvent, Received, Transport
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Agent:
         veil: Veil | None = None,
         steward: Steward | None = None,
     ) -> None:
+        if options.guard is not None and not isinstance(learner, Judge):
+            raise ConfigError("the guard judges models by their loss, which this task's learner cannot tell")
         self.core = core
         self.learner = learner
         self.transport = transport
@@ -233,9 +235,24 @@ class Agent:
         if not core.ready(self._loop.time()):  # asked to stop while waiting
             core.skip()
             return None
+        before = vector.clone() if self._options.guard is not None else None
         mixing, effects = await self._on_core(lambda: core.mix(vector, self._loop.time(), lied=lie is not None))
         self._perform(effects)
+        if before is not None:
+            await self._keep_better(before, mixing.round)
         return mixing
+
+    async def _keep_better(self, before: Tensor, round_: int) -> None:
+        """Go back to the model ``before`` the mixing step where that is clearly worse on own data."""
+        guard, learner, vector = self._options.guard, self.learner, self.learner.vector
+        assert guard is not None
+        assert isinstance(learner, Judge)
+        own, mixed = (await self._compute.train(lambda: learner.losses([before, vector]))).value
+        if mixed <= (1 + guard.worse) * own:
+            return
+        vector.copy_(before)
+        await self._on_core(lambda: self.core.undo(vector))
+        self._report(Report("mixing_refused", None, {"round": round_, "loss": mixed, "own_loss": own}))
 
     def _lie(self) -> Tensor | None:
         if self._liar is None:

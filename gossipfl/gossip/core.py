@@ -394,6 +394,10 @@ class GossipCore:
         self._mixer.start_from(model.cpu())
         return aggregate.verdicts
 
+    def undo(self, model: Tensor) -> None:
+        """Take note that the last gossip step was rolled back to ``model`` (d,)."""
+        self._mixer.start_from(model.cpu())
+
     def skip(self) -> None:
         """Go on to the next round without a gossip step (an asynchronous node without credit)."""
         self._begin_round()

@@ -124,6 +124,12 @@ class Libp2pSection(Spec):
         return ", ".join(self.listen)
 
 
+class GuardSection(Spec):
+    """Refuse mixing steps that make the loss on this site's own data more than ``1 + worse`` times what it was."""
+
+    worse: Annotated[float, Field(ge=0)] = 0.5
+
+
 class HealthSection(Spec):
     """Where ``/metrics``, ``/healthz`` and ``/readyz`` are served; without it at 127.0.0.1:9464, if that is free.
 
@@ -170,6 +176,7 @@ class SiteSpec(Spec):
     gossip: GossipSpec = Field(default_factory=GossipSpec)
     catch_up: CatchUpSection = Field(default_factory=CatchUpSection)
     health: HealthSection | None = None
+    guard: GuardSection | None = None
     mode: Literal["async", "sync"] = "async"
     rounds: Positive | None = None
     evaluate_every: Positive = 10

@@ -40,6 +40,10 @@ LINES: Mapping[str, tuple[int, str]] = {
         "the model of {peer} is worse on this site's data ({loss:.4g}, own {own_loss:.4g})",
     ),
     "not_caught_up": (logging.ERROR, "{rounds} rounds behind, and no neighbour's model will do: starting alone"),
+    "mixing_refused": (
+        logging.WARNING,
+        "the average of round {round} is not taken: its loss here is {loss:.4g}, that of the own model {own_loss:.4g}",
+    ),
     "membership": (logging.INFO, "membership version {version} is in force, with {members} sites"),
     "membership_refused": (logging.ERROR, "a membership is not taken: {detail}"),
     "removed": (logging.ERROR, "this site is no member any more, as of membership version {version}: ending"),

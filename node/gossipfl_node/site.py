@@ -150,7 +150,7 @@ class Site:
 
     def agent_options(self) -> AgentOptions:
         """Return how the agent works."""
-        from gossipfl.agent import AgentOptions, CatchUp
+        from gossipfl.agent import AgentOptions, CatchUp, Guard
 
         spec, late = self.spec, self.spec.catch_up
         return AgentOptions(
@@ -162,6 +162,7 @@ class Site:
             drain_s=spec.gossip.drain_s,
             round_every_s=spec.site.round_every_s,
             catch_up=CatchUp(late.rounds, late.wait_s, late.slack) if late.rounds else None,
+            guard=None if spec.guard is None else Guard(spec.guard.worse),
         )
 
 
