@@ -227,8 +227,7 @@ class Agent:
         if self._options.mode == "async" and not core.may_publish(self._loop.time()):
             core.skip()
             return None
-        await self._on_core(lambda: core.hold_back(vector))
-        lie = await self._on_core(self._lie)
+        lie = await self._on_core(self._prepare)
         target = vector if lie is None else lie
         self._perform(await self._on_core(lambda: core.publish(target, self._loop.time())))
         await self._until(lambda: core.ready(self._loop.time()))
@@ -253,6 +252,11 @@ class Agent:
         vector.copy_(before)
         await self._on_core(lambda: self.core.undo(vector))
         self._report(Report("mixing_refused", None, {"round": round_, "loss": mixed, "own_loss": own}))
+
+    def _prepare(self) -> Tensor | None:
+        """Hold a newcomer's model back; return what a Byzantine node says in place of its own."""
+        self.core.hold_back(self.learner.vector)
+        return self._lie()
 
     def _lie(self) -> Tensor | None:
         if self._liar is None:

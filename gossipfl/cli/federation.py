@@ -191,7 +191,8 @@ def sign(
 ) -> None:
     """Add a signature to a version, in place."""
     from gossipfl.identity import Identity
-    from gossipfl.provision.folder import read_document, write
+    from gossipfl.membership.document import read_document
+    from gossipfl.provision.folder import write
 
     document, signer = read_document(path), Identity.load(key)
     if signer.peer_id not in document.content.signers:
@@ -209,7 +210,8 @@ def accept(
     folder: Folder = HERE,
 ) -> None:
     """Put a signed version in force in the federation's folder, and into the folders of its sites."""
-    from gossipfl.provision.folder import FederationFolder, read_document
+    from gossipfl.membership.document import read_document
+    from gossipfl.provision.folder import FederationFolder
 
     home = FederationFolder(folder)
     home.set_up()
@@ -227,8 +229,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
 ) -> None:
     """Tell what a membership says, and whether its signatures hold; exit code 2 where they do not."""
-    from gossipfl.membership.document import check_first, check_successor
-    from gossipfl.provision.folder import read_document
+    from gossipfl.membership.document import check_first, check_successor, read_document
 
     document = read_document(path)
     if after is None:
@@ -257,8 +258,8 @@ def evidence(
 ) -> None:
     """Check the proof that a member has signed contradictions; exit code 2 where it proves nothing."""
     from gossipfl.identity import peer_id_of
+    from gossipfl.membership.document import read_document
     from gossipfl.messages.statements import read_proof
-    from gossipfl.provision.folder import read_document
 
     try:
         proof = read_proof(path.read_bytes())
@@ -269,8 +270,8 @@ def evidence(
     sender = peer_id_of(proof.sender)
     name = ""
     if membership is not None:
-        members = read_document(membership).content.members
-        name = next((f"{name} " for name, site in members.items() if site.peer_id == sender), "no member, ")
+        known = read_document(membership).name_of(sender)
+        name = "no member, " if known is None else f"{known} "
     typer.echo(f"proved: {name}{sender} has signed {proof.contradiction}")
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gossipfl.errors import ConfigError
+from gossipfl.gossip.charters import Charters, charter_of
 from gossipfl.gossip.effects import Adopt, Convict, Effect, Report, Send
 from gossipfl.gossip.post import Encoded
 from gossipfl.gossip.witness import Witness
 from gossipfl.messages import Charter, Evidence, Kind, Proof, Seen, Statement
 
 if TYPE_CHECKING:
-    from gossipfl.gossip.charters import Charters
     from gossipfl.gossip.post import Opened, Post
     from gossipfl.gossip.replica import Followed
     from gossipfl.gossip.settings import Party
@@ -53,18 +53,17 @@ class Affairs:
         """Send a neighbour the membership, if it says that it has an older one (0: that it has none with a version)."""
         if self.charters is None or not theirs:
             return []
-        effects: list[Effect] = []
-        for charter in self.charters.offers(peer, theirs, now):
-            sealed = self._post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer)
-            effects.append(Send((peer,), sealed.frame, epoch=theirs))
-        return effects
+        return [self._sent(charter, peer, theirs) for charter in self.charters.offers(peer, theirs, now)]
 
     def show(self, peer: PeerId, document: Document, theirs: int) -> list[Effect]:
         """Send a neighbour with version ``theirs`` a document, whether or not it is in force here."""
         if not theirs:
             return []
-        charter = Charter(document.content.version, memoryview(document.encode()))
-        return [Send((peer,), self._post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer).frame, epoch=theirs)]
+        return [self._sent(charter_of(document), peer, theirs)]
+
+    def _sent(self, charter: Charter, peer: PeerId, epoch: int) -> Send:
+        """Return what brings a version to a neighbour under the key that it has, that of ``epoch``."""
+        return Send((peer,), self._post.seal(Encoded.of(Kind.MEMBERSHIP, charter), peer).frame, epoch=epoch)
 
     def hear_charter(self, peer: PeerId, charter: Charter, now: float) -> list[Effect]:
         """Consider a version of the membership."""

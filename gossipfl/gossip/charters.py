@@ -78,7 +78,7 @@ class Charters:
             return []
         gap = min(2 * gap, OFFER_MAX_S) if last == theirs else OFFER_FIRST_S
         self._offered[peer] = theirs, now + gap, gap
-        return [Charter(each.content.version, memoryview(each.encode())) for each in self._needed(theirs)]
+        return [charter_of(each) for each in self._needed(theirs)]
 
     def _needed(self, theirs: int) -> list[Document]:
         base = next((each for each in self._known if each.content.version == theirs), None)
@@ -90,3 +90,8 @@ class Charters:
             else:
                 return [self.current]
         return [each for each in self._known if each.content.version > theirs]
+
+
+def charter_of(document: Document) -> Charter:
+    """Return the message that brings a version."""
+    return Charter(document.content.version, memoryview(document.encode()))

@@ -13,10 +13,10 @@ from gossipfl.errors import ConfigError
 from gossipfl.gossip import donors
 from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.effects import Effect, Report
-from gossipfl.gossip.exchange import INFINITY, Exchange
+from gossipfl.gossip.exchange import Exchange
 from gossipfl.gossip.mixing import Knowledge, Mixer
 from gossipfl.gossip.replica import Followed
-from gossipfl.gossip.rounds import Clockwork, CoreState, Mixing, Phase
+from gossipfl.gossip.rounds import INFINITY, Clockwork, CoreState, Mixing, Phase
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
 from gossipfl.membership.document import check_successor

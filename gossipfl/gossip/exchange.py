@@ -14,11 +14,11 @@ from gossipfl.gossip.charters import Charters
 from gossipfl.gossip.effects import Effect, Report, Send
 from gossipfl.gossip.post import Encoded, Opened, Post
 from gossipfl.gossip.replica import KEYFRAME_CODEC, Followed, PublicReplica
+from gossipfl.gossip.rounds import INFINITY
 from gossipfl.gossip.settings import GossipSettings, Party
 from gossipfl.identity import PeerId
 from gossipfl.messages import Bye, Charter, Evidence, Hello, Kind, Request, Status, Update
 
-INFINITY = float("inf")
 CONVICTED = "equivocation"
 """Why a neighbour is refused that has said different things to different nodes."""
 ASK_BACK_OFF = 1.2

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -139,6 +140,15 @@ class Document:
         if content.key is not None and content.key.sealed.keys() != content.members.keys():
             raise ConfigError("membership: the federation key is not sealed for each member, and nobody else")
 
+    def name_of(self, peer_id: PeerId) -> str | None:
+        """Return the name of the member with this peer id; None where there is none."""
+        return next((name for name, site in self.content.members.items() if site.peer_id == peer_id), None)
+
+    @property
+    def graph(self) -> Topology:
+        """The graph of the members."""
+        return graph_of(self.content.federation, self.content.members, self.content.edges)
+
     def membership(self) -> Membership:
         """Return the table of members; raises ConfigError for names or peer ids that cannot be used."""
         content = self.content
@@ -205,12 +215,22 @@ def check_successor(document: Document, current: Document) -> None:
         raise ConfigError(_too_few(document, document, "its own"))
 
 
-def graph_of(content: Content) -> Topology:
-    """Return the graph of a membership, its nodes in the order of their names."""
-    names = sorted(content.members)
+def graph_of(federation: str, members: Iterable[str], edges: Iterable[Sequence[str]]) -> Topology:
+    """Return the graph of the members of a federation, its nodes in the order of their names."""
+    names = sorted(members)
     number = {name: index for index, name in enumerate(names)}
-    edges = canonical_edges((number[one], number[other]) for one, other in content.edges)
-    return Topology(content.federation, len(names), edges, labels=tuple(names))
+    pairs = canonical_edges((number[one], number[other]) for one, other in edges)
+    return Topology(federation, len(names), pairs, labels=tuple(names))
+
+
+def read_document(path: Path) -> Document:
+    """Return the membership in a file; raises ConfigError that names it."""
+    try:
+        return Document.parse(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"membership {path} cannot be read: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _too_few(document: Document, judge: Document, whose: str) -> str:

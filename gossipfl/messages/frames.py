@@ -135,9 +135,8 @@ def frame_chunk(header: Header, index: int, data: Buffer) -> bytes:
     return b"".join((_PREFIX.pack(MAGIC, MAJOR, MINOR, _TYPE_CHUNK, 0, len(packed)), packed, data))
 
 
-def parse_frame(frame: Buffer) -> Envelope | Chunk:
-    """Split a frame into its parts without believing any; raises MessageError with a short reason."""
-    view = memoryview(frame)
+def read_prefix(view: memoryview) -> tuple[int, int, int, int]:
+    """Return minor version, type, kind and header length of a frame; raises MessageError where it is none of ours."""
     if len(view) > MAX_FRAME_BYTES:
         raise MessageError("oversized")
     if len(view) < _PREFIX.size:
@@ -147,6 +146,13 @@ def parse_frame(frame: Buffer) -> Envelope | Chunk:
         raise MessageError("magic")
     if major != MAJOR:
         raise MessageError("version", str(major))
+    return minor, frame_type, kind, header_bytes
+
+
+def parse_frame(frame: Buffer) -> Envelope | Chunk:
+    """Split a frame into its parts without believing any; raises MessageError with a short reason."""
+    view = memoryview(frame)
+    minor, frame_type, kind, header_bytes = read_prefix(view)
     end = _PREFIX.size + header_bytes
     if len(view) < end:
         raise MessageError("truncated")

@@ -20,14 +20,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gossipfl.errors import MessageError
 from gossipfl.messages.bounded import Buffer
-from gossipfl.messages.frames import MAGIC, MAJOR, MAX_FRAME_BYTES, MINOR
+from gossipfl.messages.frames import MAGIC, MAJOR, MINOR, read_prefix
 
 SALT_BYTES = 24
 OVERHEAD_BYTES = 8 + 8 + SALT_BYTES + 16
 """By how much a sealed frame is longer."""
 
 _TYPE_SEALED = 2
-_PREFIX = struct.Struct("<2sBBBBH")
 _HEAD = struct.Struct("<2sBBBBHQ")
 _CONTEXT = b"gossipfl/1/sealed\0"
 _NONCE = bytes(12)
@@ -66,15 +65,7 @@ class Veil:
         newer one.
         """
         view = memoryview(sealed)
-        if len(view) > MAX_FRAME_BYTES:
-            raise MessageError("oversized")
-        if len(view) < _PREFIX.size:
-            raise MessageError("truncated")
-        magic, major, _, frame_type, _, _ = _PREFIX.unpack_from(view)
-        if magic != MAGIC:
-            raise MessageError("magic")
-        if major != MAJOR:
-            raise MessageError("version", str(major))
+        _, frame_type, _, _ = read_prefix(view)
         if frame_type != _TYPE_SEALED:
             if None in self.keys.values():
                 return sealed

@@ -137,7 +137,7 @@ def _sealed(content: Content) -> FederationKey:
 
 
 def _check_connected(content: Content) -> None:
-    graph = graph_of(content)
+    graph = graph_of(content.federation, content.members, content.edges)
     if not graph.is_connected:
         cut_off = [graph.label(node) for node in graph.components()[-1]]
         raise ConfigError(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gossipfl.errors import ConfigError
 from gossipfl.identity import Identity, PeerId, public_key_of
-from gossipfl.membership.document import Document, check_successor
+from gossipfl.membership.document import Document, check_successor, read_document
 from gossipfl.provision.broker import access_control, configuration
 from gossipfl.provision.bundle import bundle_files
 from gossipfl.provision.certificates import Authority, load_certificate, pem
@@ -146,18 +146,6 @@ class FederationFolder:
 
     def _certificate(self, site: str, peer_id: PeerId) -> Path:
         return self.path / "certificates" / f"{site}-{peer_id[-12:]}.pem"
-
-
-def read_document(path: Path) -> Document:
-    """Read a membership from a file; raises ConfigError that names it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"membership {path} cannot be read: {error.strerror}") from None
-    try:
-        return Document.parse(data)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def write(path: Path, text: str) -> None:

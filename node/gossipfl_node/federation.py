@@ -11,13 +11,13 @@ from gossipfl.identity import PeerId
 from gossipfl.membership import Member, Membership, federation_id_of
 from gossipfl.membership.document import graph_of
 from gossipfl.settings import suggest
-from gossipfl.topology.graph import Topology, canonical_edges
 from gossipfl.topology.weights import metropolis
 from gossipfl.transports.libp2p.addresses import Address, dialable
 from gossipfl.transports.libp2p.options import MAX_ADDRESSES
 
 if TYPE_CHECKING:
     from gossipfl.membership.document import Document
+    from gossipfl.topology.graph import Topology
     from gossipfl_node.config import FederationSpec
 
 MANY = 5
@@ -41,12 +41,8 @@ class Federation:
         """Return the federation of ``spec`` as ``site`` sees it; raises ConfigError with the first mistake."""
         for mistake in find_mistakes(spec, site):
             raise ConfigError(mistake)
-        names = sorted(spec.members)
-        graph = _graph(spec, names)
-        place = names.index(site)
-        neighbours = [spec.members[names[other]] for other in graph.neighbours(place)]
         membership = Membership.from_ids(spec.name, spec.members)
-        weights = dict(zip(neighbours, metropolis(graph)[place], strict=True))
+        weights = _weights(_graph(spec), spec.members, site)
         return cls(membership, membership.members[spec.members[site]], weights)
 
     @classmethod
@@ -68,11 +64,16 @@ class Federation:
 
 def weights_of(document: Document, peer_id: PeerId) -> dict[PeerId, float]:
     """Return the Metropolis weight of each neighbour of a member, in the order of the neighbours' names."""
-    members = document.content.members
-    graph = graph_of(document.content)
-    name = next(name for name, site in members.items() if site.peer_id == peer_id)
-    place = sorted(members).index(name)
-    neighbours = [members[graph.label(other)].peer_id for other in graph.neighbours(place)]
+    ids = {name: site.peer_id for name, site in document.content.members.items()}
+    name = document.name_of(peer_id)
+    assert name is not None
+    return _weights(document.graph, ids, name)
+
+
+def _weights(graph: Topology, ids: Mapping[str, PeerId], name: str) -> dict[PeerId, float]:
+    """Return the weights of the neighbours of ``name``; ``ids`` are all members' by name."""
+    place = sorted(ids).index(name)
+    neighbours = [ids[graph.label(other)] for other in graph.neighbours(place)]
     return dict(zip(neighbours, metropolis(graph)[place], strict=True))
 
 
@@ -87,7 +88,7 @@ def find_mistakes(spec: FederationSpec, site: str) -> Iterator[str]:
     yield from edges
     if members or edges or site not in spec.members:
         return
-    graph = _graph(spec, sorted(spec.members))
+    graph = _graph(spec)
     if not any(site in edge for edge in spec.edges):
         yield f'site "{site}" has no neighbour; add an edge with it to federation.edges'
     elif not graph.is_connected:
@@ -153,10 +154,8 @@ def _edge_mistakes(spec: FederationSpec) -> Iterator[str]:
         seen.add(pair)
 
 
-def _graph(spec: FederationSpec, names: list[str]) -> Topology:
-    number = {name: index for index, name in enumerate(names)}
-    edges = canonical_edges((number[one], number[other]) for one, other in spec.edges)
-    return Topology(spec.name, len(names), edges, labels=tuple(names))
+def _graph(spec: FederationSpec) -> Topology:
+    return graph_of(spec.name, spec.members, spec.edges)
 
 
 def _listed(names: Mapping[str, str] | list[str]) -> str:

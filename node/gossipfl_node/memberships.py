@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from gossipfl.errors import ConfigError
 from gossipfl.identity import peer_id_of
-from gossipfl.membership.document import Document, check_first, check_successor
+from gossipfl.membership.document import Document, check_first, check_successor, read_document
 from gossipfl.membership.roster import federation_id_of
 from gossipfl.messages.statements import format_proof, read_proof
+from gossipfl_node.durable import write_atomically
 
 if TYPE_CHECKING:
     from gossipfl.agent import Succession
@@ -36,16 +37,6 @@ MAX_KEPT = 64
 """Versions kept, each some 200 bytes a site; a neighbour with an older one is brought up to date by others."""
 
 log = logging.getLogger(__name__)
-
-
-def read_document(path: Path) -> Document:
-    """Return the membership in a file; raises ConfigError that names it."""
-    try:
-        return Document.parse(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"membership {path} cannot be read: {error.strerror}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def known_versions(installed: Path, state: Path) -> list[Document]:
@@ -108,7 +99,7 @@ def federation_key(document: Document, identity: Identity) -> bytes | None:
     content = document.content
     if content.key is None:
         return None
-    name = name_of(document, identity.peer_id)
+    name = document.name_of(identity.peer_id)
     if name is None:
         raise ConfigError(f"{identity.peer_id} is no member in version {content.version}")
     try:
@@ -117,11 +108,6 @@ def federation_key(document: Document, identity: Identity) -> bytes | None:
         raise ConfigError(f"the federation key of version {content.version} is not base64") from None
     federation = federation_id_of(content.federation)
     return open_key(sealed, identity, federation=federation, version=content.version, check=content.key.check)
-
-
-def name_of(document: Document, peer_id: PeerId) -> str | None:
-    """Return the name of the member with this peer id."""
-    return next((name for name, site in document.content.members.items() if site.peer_id == peer_id), None)
 
 
 def known_proofs(state: Path) -> dict[PeerId, Proof]:
@@ -190,8 +176,6 @@ class Keeper:
 
     def save(self, document: Document) -> None:
         """Put a version on the disk."""
-        from gossipfl_node.state import write_atomically
-
         path = self.state / FOLDER / f"{document.content.version:06d}.json"
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -203,8 +187,6 @@ class Keeper:
 
     def keep_proof(self, peer: PeerId, proof: Proof) -> None:
         """Put the proof of an equivocation on the disk; where it fails, it is known until the next start alone."""
-        from gossipfl_node.state import write_atomically
-
         path = self.state / EVIDENCE_FOLDER / f"{peer}.json"
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -61,10 +61,10 @@ class Site:
     def veil(self) -> Veil | None:
         """Return what seals messages, or None in a federation that has never had a key."""
         from gossipfl.messages import Veil
-        from gossipfl_node.memberships import federation_key, name_of
+        from gossipfl_node.memberships import federation_key
 
         me = self.identity
-        mine = [each for each in self.documents if name_of(each, me.peer_id) is not None]
+        mine = [each for each in self.documents if each.name_of(me.peer_id) is not None]
         keys = {each.content.version: federation_key(each, me) for each in mine}
         return Veil(keys, os.urandom) if any(keys.values()) else None
 

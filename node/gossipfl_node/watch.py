@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gossipfl.errors import ConfigError
 from gossipfl_node.audit import AuditLog, Turning
+from gossipfl_node.config import HealthSection
 from gossipfl_node.health import Vitals, health_server, pages, shown, stall_limit_s
 from gossipfl_node.metrics import Figure, Metrics
 
@@ -71,16 +72,17 @@ class Watch:
         if section is not None and not section.enabled:
             yield
             return
-        host, port = ("127.0.0.1", DEFAULT_PORT) if section is None else (section.host, section.port)
+        where = HealthSection() if section is None else section
         async with contextlib.AsyncExitStack() as stack:
             try:
-                where = await stack.enter_async_context(health_server(host, port, pages(self._metrics, self.vitals)))
+                served = pages(self._metrics, self.vitals)
+                address = await stack.enter_async_context(health_server(where.host, where.port, served))
             except ConfigError as error:
                 if section is not None:
                     raise
                 log.warning("%s; name another port in [health], or set enabled = false there", error)
             else:
-                log.info("metrics and health at http://%s", shown(*where))
+                log.info("metrics and health at http://%s", shown(*address))
             yield
 
     def begin(self, facts: Mapping[str, Any]) -> None:
@@ -100,10 +102,6 @@ class Watch:
     def flush(self) -> None:
         """Bring what waits to the disk."""
         self._audit.flush()
-
-
-DEFAULT_PORT = 9464
-"""Of the metrics, where the site's file says nothing."""
 
 
 def _membership_figures(standing: Standing, ledger: Ledger) -> list[Figure]:

@@ -11,7 +11,7 @@ from membership.documents import ISSUED, SIGNERS, make_first
 
 from gossipfl.errors import ConfigError
 from gossipfl.gossip import Charters, Party
-from gossipfl.membership.document import Document, graph_of
+from gossipfl.membership.document import Document
 from gossipfl.messages import Charter, Kind
 from gossipfl.provision.changes import renewed, with_site, without_site
 
@@ -26,7 +26,7 @@ def party_in(lab: Lab, node: int, document: Document) -> Party | None:
     me = lab.identities[node]
     if me.peer_id not in membership:
         return None
-    graph = graph_of(document.content)
+    graph = document.graph
     place = sorted(document.content.members).index(f"n{node}")
     weights = {
         document.content.members[graph.label(other)].peer_id: 1.0 / (1 + len(graph.neighbours(place)))

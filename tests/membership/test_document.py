@@ -12,7 +12,7 @@ from lab import make_identity
 from membership.documents import ISSUED, SIGNERS, make_first
 
 from gossipfl.errors import ConfigError
-from gossipfl.membership.document import MAX_DOCUMENT_BYTES, Document, check_first, check_successor, graph_of
+from gossipfl.membership.document import MAX_DOCUMENT_BYTES, Document, check_first, check_successor
 from gossipfl.provision.changes import renewed, with_site, without_site
 
 A, B, C = SIGNERS
@@ -39,7 +39,7 @@ def test_what_a_later_program_adds_stays_under_the_signature() -> None:
 
 
 def test_the_graph_has_the_members_in_the_order_of_their_names() -> None:
-    graph = graph_of(make_first(5).content)
+    graph = make_first(5).graph
     assert [graph.label(node) for node in range(5)] == ["n0", "n1", "n2", "n3", "n4"]
     assert graph.edges == ((0, 1), (0, 4), (1, 2), (2, 3), (3, 4))
 
